@@ -1,0 +1,103 @@
+//! Which vector instructions this machine has, found once, and functions compiled once for each level.
+
+use std::sync::OnceLock;
+
+/// Vector instruction sets, from none to most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What the target always has.
+    Plain,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+    /// AVX-512 with bfloat16 dot products.
+    Avx512Bf16,
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Level::Plain => "plain",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+            Level::Avx512Bf16 => "avx512bf16",
+        })
+    }
+}
+
+/// The level in use: the machine's, or a lower one named by `PRIME_SIMD` (`plain`, `avx2`, `avx512`).
+///
+/// float32 results are the same bits on every level, because each level does the same fused multiply-adds in the same
+/// order. bfloat16 products are not: the dot-product instruction rounds differently from separate multiply-adds.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let wanted = match std::env::var("PRIME_SIMD").as_deref() {
+            Ok("plain") => Level::Plain,
+            Ok("avx2") => Level::Avx2,
+            Ok("avx512") => Level::Avx512,
+            _ => Level::Avx512Bf16,
+        };
+        wanted.min(detect())
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    match (avx2, avx512, avx512 && is_x86_feature_detected!("avx512bf16")) {
+        (_, _, true) => Level::Avx512Bf16,
+        (_, true, _) => Level::Avx512,
+        (true, ..) => Level::Avx2,
+        _ => Level::Plain,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Plain
+}
+
+/// Compiles a function once for each vector level and picks at run time.
+///
+/// The body must be a serial leaf: a closure handed to another thread is compiled without the level's instructions.
+/// Write reductions over arrays of lanes, since the compiler never reorders a float sum, and use `mul_add`.
+macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident$(<$($generic:ident: $bound:path),*>)?(
+        $($arg:ident: $type:ty),* $(,)?
+    ) $(-> $return:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name$(<$($generic: $bound),*>)?($($arg: $type),*) $(-> $return)? {
+            #[inline(always)]
+            fn body$(<$($generic: $bound),*>)?($($arg: $type),*) $(-> $return)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512$(<$($generic: $bound),*>)?($($arg: $type),*) $(-> $return)? {
+                    body$(::<$($generic),*>)?($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2$(<$($generic: $bound),*>)?($($arg: $type),*) $(-> $return)? {
+                    body$(::<$($generic),*>)?($($arg),*)
+                }
+                match $crate::simd::level() {
+                    // SAFETY: the level says that this machine has these instructions.
+                    $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16 => return unsafe {
+                        avx512$(::<$($generic),*>)?($($arg),*)
+                    },
+                    // SAFETY: as above.
+                    $crate::simd::Level::Avx2 => return unsafe { avx2$(::<$($generic),*>)?($($arg),*) },
+                    $crate::simd::Level::Plain => {}
+                }
+            }
+            body$(::<$($generic),*>)?($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;

@@ -1,0 +1,124 @@
+//! What checks and benchmarks share: random tensors, and a comparison that reports the worst element.
+
+use prime_runtime::random::{Generator, Stream};
+use prime_runtime::{DType, Device, Element, Tensor, bf16};
+
+/// One random case of an operation on a device against its oracle; the message says what disagreed.
+pub type Check = fn(Device, u64) -> Result<(), String>;
+
+/// The unit roundoff of a storage type: half the distance from 1 to the next value.
+pub fn roundoff(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => f64::from(f32::EPSILON) / 2.0,
+        DType::BF16 => 2f64.powi(-8),
+        other => unreachable!("no operation computes in {other}"),
+    }
+}
+
+/// The generator of one case of a check.
+pub fn generator(seed: u64) -> Generator {
+    Generator::new(seed, Stream::Test, 0)
+}
+
+/// float32 or bfloat16, by chance.
+pub fn any_dtype(random: &mut Generator) -> DType {
+    if random.below(2) == 0 { DType::F32 } else { DType::BF16 }
+}
+
+/// A host tensor of normal numbers times `scale`, rounded to the dtype.
+pub fn normal(random: &mut Generator, dtype: DType, dims: &[usize], scale: f32) -> Tensor {
+    let values: Vec<f32> = (0..dims.iter().product()).map(|_| random.normal() * scale).collect();
+    from_f32(&values, dtype, dims)
+}
+
+/// A host tensor of these values, rounded to the dtype.
+pub fn from_f32(values: &[f32], dtype: DType, dims: &[usize]) -> Tensor {
+    match dtype {
+        DType::F32 => Tensor::from_slice(values, dims),
+        DType::BF16 => {
+            let rounded: Vec<bf16> =
+                values.iter().map(|&x| <bf16 as Element>::from_f32(x)).collect();
+            Tensor::from_slice(&rounded, dims)
+        }
+        other => unreachable!("no operation computes in {other}"),
+    }
+    .expect("test tensors are small")
+}
+
+/// A zeroed host tensor.
+pub fn zeros(dtype: DType, dims: &[usize]) -> Tensor {
+    Tensor::zeros(Device::Cpu, dtype, dims).expect("test tensors are small")
+}
+
+/// A tensor's elements in float64.
+pub fn to_f64(tensor: &Tensor) -> Vec<f64> {
+    tensor.view().to_f32_vec().into_iter().map(f64::from).collect()
+}
+
+/// Lengths of a pack of up to `most` sequences, some of them empty, as cumulative lengths.
+pub fn cu_seqlens(random: &mut Generator, most: u32, longest: u32) -> Vec<u32> {
+    let mut offsets = vec![0];
+    for _ in 0..=random.below(most) {
+        let length = if random.below(6) == 0 { 0 } else { 1 + random.below(longest) };
+        offsets.push(offsets.last().expect("starts with 0") + length);
+    }
+    offsets
+}
+
+/// Compares element by element; `bound(i)` is the greatest error that the arithmetic of element `i` allows.
+///
+/// # Errors
+/// A message with the element that exceeds its bound the most.
+pub fn compare(
+    what: &str,
+    actual: &[f64],
+    expected: &[f64],
+    bound: impl Fn(usize) -> f64,
+) -> Result<(), String> {
+    if actual.len() != expected.len() {
+        return Err(format!("{what}: {} values, expected {}", actual.len(), expected.len()));
+    }
+    let mut worst: Option<(f64, usize)> = None;
+    for (i, (&a, &e)) in actual.iter().zip(expected).enumerate() {
+        let excess = if a == e { 0.0 } else { (a - e).abs() / bound(i) };
+        let excess = if excess.is_nan() { f64::INFINITY } else { excess };
+        if excess > 1.0 && worst.is_none_or(|(most, _)| excess > most) {
+            worst = Some((excess, i));
+        }
+    }
+    match worst {
+        None => Ok(()),
+        Some((excess, i)) => Err(format!(
+            "{what}[{i}] is {:e}, expected {:e}: {excess:.1} times the error that its arithmetic allows",
+            actual[i], expected[i]
+        )),
+    }
+}
+
+/// Checks a gradient of an oracle by central differences: `loss` is the oracle as a function of the flattened inputs.
+///
+/// # Errors
+/// A message with the worst element.
+pub fn check_gradient(
+    what: &str,
+    inputs: &[f64],
+    gradient: &[f64],
+    mut loss: impl FnMut(&[f64]) -> f64,
+) -> Result<(), String> {
+    // The cube root of the unit roundoff balances truncation (h^2) against cancellation (roundoff / h).
+    const STEP: f64 = 6e-6;
+    let mut point = inputs.to_vec();
+    let numeric: Vec<f64> = (0..inputs.len())
+        .map(|i| {
+            let step = STEP * inputs[i].abs().max(1.0);
+            point[i] = inputs[i] + step;
+            let above = loss(&point);
+            point[i] = inputs[i] - step;
+            let below = loss(&point);
+            point[i] = inputs[i];
+            (above - below) / (2.0 * step)
+        })
+        .collect();
+    let scale = numeric.iter().fold(1e-3f64, |most, x| most.max(x.abs()));
+    compare(what, gradient, &numeric, |_| 1e-7 * scale)
+}

@@ -1,0 +1,2 @@
+//! The `prime` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Safetensors, read by memory map and written atomically.
