@@ -26,6 +26,7 @@ macro_rules! operations {
 
 mod math;
 mod parallel;
+mod scratch;
 pub mod simd;
 pub mod testing;
 
