@@ -1,0 +1,70 @@
+//! Working memory of an operation: buffers that are lent, given back, and used again.
+//!
+//! Take scratch on the thread that called the operation, before the work is spread over cores: then the same calls take the
+//! same buffers in every step, and nothing is allocated after the first. Inside a task use arrays on the stack.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
+
+use prime_runtime::{DType, Device, Element, Result, Tensor};
+
+static FREE: Mutex<Vec<Tensor>> = Mutex::new(Vec::new());
+
+/// A lent buffer of elements of type `E`, 64-byte aligned, its contents left by its last user.
+pub(crate) struct Scratch<E: Element> {
+    words: Option<Tensor>,
+    length: usize,
+    element: std::marker::PhantomData<E>,
+}
+
+/// Lends a buffer of `length` elements.
+///
+/// # Errors
+/// When the host has not that much memory.
+pub(crate) fn take<E: Element>(length: usize) -> Result<Scratch<E>> {
+    let words = (length * E::DTYPE.size()).div_ceil(4);
+    let mut free = FREE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    // The smallest that fits, so that a small request does not keep a large buffer from the next large one.
+    let fitting =
+        (0..free.len()).filter(|&i| free[i].dims()[0] >= words).min_by_key(|&i| free[i].dims()[0]);
+    let words = match fitting {
+        Some(index) => free.swap_remove(index),
+        None => {
+            drop(free);
+            Tensor::zeros(Device::Cpu, DType::U32, &[words.next_power_of_two()])?
+        }
+    };
+    Ok(Scratch { words: Some(words), length, element: std::marker::PhantomData })
+}
+
+impl<E: Element> Scratch<E> {
+    fn words(&self) -> &Tensor {
+        self.words.as_ref().expect("given back only on drop")
+    }
+}
+
+impl<E: Element> Deref for Scratch<E> {
+    type Target = [E];
+    fn deref(&self) -> &[E] {
+        let start = self.words().as_slice::<u32>().as_ptr().cast::<E>();
+        // SAFETY: the buffer holds at least `length` elements of a plain type no larger than its words' sum, aligned to 64 bytes.
+        unsafe { std::slice::from_raw_parts(start, self.length) }
+    }
+}
+
+impl<E: Element> DerefMut for Scratch<E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        let words = self.words.as_mut().expect("given back only on drop");
+        let start = words.as_mut_slice::<u32>().as_mut_ptr().cast::<E>();
+        // SAFETY: as above; the buffer is lent to this value alone.
+        unsafe { std::slice::from_raw_parts_mut(start, self.length) }
+    }
+}
+
+impl<E: Element> Drop for Scratch<E> {
+    fn drop(&mut self) {
+        if let Some(words) = self.words.take() {
+            FREE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(words);
+        }
+    }
+}
