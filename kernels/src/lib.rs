@@ -24,6 +24,7 @@ macro_rules! operations {
     };
 }
 
+mod arguments;
 mod math;
 mod parallel;
 mod scratch;

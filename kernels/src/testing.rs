@@ -122,3 +122,21 @@ pub fn check_gradient(
     let scale = numeric.iter().fold(1e-3f64, |most, x| most.max(x.abs()));
     compare(what, gradient, &numeric, |_| 1e-7 * scale)
 }
+
+/// The cases of `algorithm.json`: numbers of the programs that PRIME was published with. They are kept outside the
+/// repository, in a folder `shared/vectors` beside it or wherever `PRIME_VECTORS` says; without them, prints a sentence and
+/// gives none.
+#[cfg(test)]
+pub(crate) fn algorithm_vectors() -> Option<Vec<serde_json::Value>> {
+    let folder = std::env::var_os("PRIME_VECTORS").map_or_else(
+        || std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/vectors")),
+        std::path::PathBuf::from,
+    );
+    let path = folder.join("algorithm.json");
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        println!("skipped: there is no {}", path.display());
+        return None;
+    };
+    let mut whole: serde_json::Value = serde_json::from_str(&text).expect("the vectors are JSON");
+    Some(serde_json::from_value(whole["cases"].take()).expect("`cases` is a list"))
+}

@@ -1,17 +1,28 @@
 //! The clipped policy-gradient surrogate, a token at a time.
 //!
-//! With ratio = exp(new - old): loss\[t\] = max(-A ratio, -A clamp(ratio, 1 - low, 1 + high)), and with dual clipping, where A < 0,
-//! min(that, -A * dual). The whole loss is the sum over tokens of weight\[t\] * loss\[t\]: the weights are the aggregation (token-mean, sequence-mean, ...)
-//! computed by the caller, so that micro-batches add up to the batch. All tensors are float32 `[tokens]`.
+//! With ratio = exp(new - old): loss\[t\] = max(-A ratio, -A clamp(ratio, 1 - low, 1 + high)), and with dual clipping,
+//! where A < 0, min(that, -A * dual). The whole loss is the sum over tokens of weight\[t\] * loss\[t\]: the weights are
+//! the aggregation (token-mean, sequence-mean, ...) computed by the caller, so that micro-batches add up to the batch.
+//! All tensors are float32 `[tokens]`.
+//!
+//! new - old is held to -20..20, outside of which its gradient is 0: a ratio is always finite, and an advantage of 0
+//! gives a loss of 0. Where two branches of a maximum or minimum are equal, each passes half of its own gradient; inside
+//! the bounds, bounds included, both branches have the gradient of -A ratio, so that the whole of it passes.
 //!
 //! Sources: Schulman et al., arXiv 1707.06347; asymmetric bounds: arXiv 2503.14476; dual clip: arXiv 1912.09729.
 
-use prime_runtime::{Result, View, ViewMut};
+use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
+
+use crate::arguments;
 
 pub mod check;
+mod cpu;
+pub mod reference;
+#[cfg(test)]
+mod tests;
 
 /// Where the ratio is clipped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clip {
     /// The ratio's lower bound is 1 - low.
     pub low: f32,
@@ -36,31 +47,95 @@ pub struct Statistics {
     pub tokens: f64,
 }
 
+/// The greatest |new - old| that a ratio is computed of.
+const MOST_LOG_RATIO: f32 = 20.0;
+
 /// The loss and what it says of itself, tokens added in order.
 ///
 /// # Errors
-/// When shapes or dtypes disagree.
+/// When shapes or dtypes disagree, or a bound of the clip is out of range.
 pub fn forward(
-    _new_log_probs: View<'_>,
-    _old_log_probs: View<'_>,
-    _advantages: View<'_>,
-    _weights: View<'_>,
-    _clip: Clip,
+    new_log_probs: View<'_>,
+    old_log_probs: View<'_>,
+    advantages: View<'_>,
+    weights: View<'_>,
+    clip: Clip,
 ) -> Result<Statistics> {
-    todo!()
+    const OP: &str = "policy_loss.forward";
+    let mut dims = NamedDims::new(OP);
+    let inputs = inputs(OP, &mut dims, new_log_probs, old_log_probs, advantages, weights, clip)?;
+    match new_log_probs.device() {
+        Device::Cpu => Ok(cpu::forward(inputs, clip)),
+        device => Err(arguments::no_version(OP, device)),
+    }
 }
 
 /// Gradient of the weighted loss with respect to the new log-probs, overwritten.
 ///
 /// # Errors
-/// When shapes or dtypes disagree.
+/// As for [`forward`].
 pub fn backward(
-    _d_log_probs: ViewMut<'_>,
-    _new_log_probs: View<'_>,
-    _old_log_probs: View<'_>,
-    _advantages: View<'_>,
-    _weights: View<'_>,
-    _clip: Clip,
+    d_log_probs: ViewMut<'_>,
+    new_log_probs: View<'_>,
+    old_log_probs: View<'_>,
+    advantages: View<'_>,
+    weights: View<'_>,
+    clip: Clip,
 ) -> Result<()> {
-    todo!()
+    const OP: &str = "policy_loss.backward";
+    let mut dims = NamedDims::new(OP);
+    dims.bind("d_log_probs", d_log_probs.dims(), ["tokens"])?;
+    let inputs = inputs(OP, &mut dims, new_log_probs, old_log_probs, advantages, weights, clip)?;
+    match new_log_probs.device() {
+        Device::Cpu => {
+            cpu::backward(arguments::slice_mut(OP, "d_log_probs", d_log_probs)?, inputs, clip);
+            Ok(())
+        }
+        device => Err(arguments::no_version(OP, device)),
+    }
+}
+
+/// The four inputs of both directions, one value a token.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    new: &'a [f32],
+    old: &'a [f32],
+    advantages: &'a [f32],
+    weights: &'a [f32],
+}
+
+fn inputs<'a>(
+    operation: &'static str,
+    dims: &mut NamedDims,
+    new_log_probs: View<'a>,
+    old_log_probs: View<'a>,
+    advantages: View<'a>,
+    weights: View<'a>,
+    clip: Clip,
+) -> Result<Inputs<'a>> {
+    let mut vector = |name: &'static str, view: View<'a>| {
+        dims.bind(name, view.dims(), ["tokens"])?;
+        arguments::slice::<f32>(operation, name, view)
+    };
+    let inputs = Inputs {
+        new: vector("new_log_probs", new_log_probs)?,
+        old: vector("old_log_probs", old_log_probs)?,
+        advantages: vector("advantages", advantages)?,
+        weights: vector("weights", weights)?,
+    };
+    if !(0.0..=1.0).contains(&clip.low) {
+        let low = clip.low;
+        return Err(arguments::value(operation, format!("clip.low is {low}, expected 0 to 1")));
+    }
+    if !(clip.high >= 0.0 && clip.high.is_finite()) {
+        let high = clip.high;
+        return Err(arguments::value(
+            operation,
+            format!("clip.high is {high}, expected 0 or more"),
+        ));
+    }
+    if let Some(dual) = clip.dual.filter(|dual| !(*dual > 1.0 && dual.is_finite())) {
+        return Err(arguments::value(operation, format!("clip.dual is {dual}, expected above 1")));
+    }
+    Ok(inputs)
 }
