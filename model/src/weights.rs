@@ -1,0 +1,177 @@
+//! The parameters of a model: one flat tensor and its layout.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use prime_runtime::random::{self, Stream};
+use prime_runtime::{DType, Device, Element, Tensor, View, bf16};
+use rayon::prelude::*;
+
+use crate::{Config, Error, Layout, Result};
+
+/// All parameters of a model in one buffer, float32 or bfloat16.
+#[derive(Debug)]
+pub struct Weights {
+    layout: Arc<Layout>,
+    data: Tensor,
+}
+
+/// Elements that one task of a parallel loop fills or converts.
+const CHUNK: usize = 1 << 14;
+
+impl Weights {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// When the configuration is not valid, the dtype is not float32 or bfloat16, or the device has not the memory.
+    pub fn zeros(config: &Config, device: Device, dtype: DType) -> Result<Weights> {
+        config.validate()?;
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            return Err(Error::Value(format!(
+                "weights cannot be held in {dtype}, expected float32 or bfloat16"
+            )));
+        }
+        let layout = Arc::new(Layout::new(config));
+        let data = Tensor::zeros(device, dtype, &[layout.elements])?;
+        Ok(Weights { layout, data })
+    }
+
+    /// Random weights on the host: matrices normal with the configuration's `initializer_range` (those that write into the residual stream smaller by
+    /// sqrt(2 layers), so that its variance does not grow with depth), norms 1, biases 0.
+    ///
+    /// # Errors
+    /// As for [`Weights::zeros`].
+    pub fn random(config: &Config, dtype: DType, seed: u64) -> Result<Weights> {
+        let mut weights = Weights::zeros(config, Device::Cpu, dtype)?;
+        let layout = weights.layout.clone();
+        let residual = config.initializer_range / (2.0 * config.num_layers as f32).sqrt();
+        for (index, tensor) in layout.tensors.iter().enumerate() {
+            let writes_residual =
+                tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
+            let deviation = if writes_residual { residual } else { config.initializer_range };
+            let is_norm = tensor.name.ends_with("norm.weight");
+            let is_matrix = tensor.dims.len() == 2;
+            match (is_matrix, is_norm) {
+                (true, _) => {
+                    let range = tensor.range.clone();
+                    match dtype {
+                        DType::F32 => {
+                            fill_normal(weights.slice_mut::<f32>(range), deviation, seed, index)
+                        }
+                        _ => fill_normal(weights.slice_mut::<bf16>(range), deviation, seed, index),
+                    }
+                }
+                (false, true) => match dtype {
+                    DType::F32 => weights.slice_mut::<f32>(tensor.range.clone()).fill(1.0),
+                    _ => weights.slice_mut::<bf16>(tensor.range.clone()).fill(bf16::ONE),
+                },
+                (false, false) => {}
+            }
+        }
+        Ok(weights)
+    }
+
+    /// Where each parameter lies.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// The buffer, `[layout.elements]`.
+    pub fn data(&self) -> &Tensor {
+        &self.data
+    }
+
+    /// The buffer, to write.
+    pub fn data_mut(&mut self) -> &mut Tensor {
+        &mut self.data
+    }
+
+    /// Float32 or bfloat16.
+    pub fn dtype(&self) -> DType {
+        self.data.dtype()
+    }
+
+    /// Part of the buffer under the dimensions it has.
+    ///
+    /// # Panics
+    /// When the range is out of bounds or has not as many elements as `dims` says.
+    pub fn view(&self, range: &Range<usize>, dims: &[usize]) -> View<'_> {
+        self.data.view().rows(range.clone()).reshape(dims)
+    }
+
+    fn slice_mut<E: Element>(&mut self, range: Range<usize>) -> &mut [E] {
+        &mut self.data.as_mut_slice::<E>()[range]
+    }
+}
+
+/// Normal numbers of one tensor's own stream: each block of four elements depends on its place alone.
+fn fill_normal<E: Element>(values: &mut [E], deviation: f32, seed: u64, tensor: usize) {
+    let pair = |first: u32, second: u32| {
+        let radius = (-2.0 * f64::from(random::uniform(first)).ln()).sqrt();
+        let (sine, cosine) = (std::f64::consts::TAU * f64::from(random::uniform(second))).sin_cos();
+        [radius * cosine, radius * sine]
+    };
+    values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
+        for (block, values) in values.chunks_mut(4).enumerate() {
+            let position = (chunk * (CHUNK / 4) + block) as u32;
+            let words = random::block(seed, Stream::Weights, tensor as u64, position);
+            let [a, b] = pair(words[0], words[1]);
+            let [c, d] = pair(words[2], words[3]);
+            for (value, normal) in values.iter_mut().zip([a, b, c, d]) {
+                *value = E::from_f32(normal as f32 * deviation);
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{llama, qwen2};
+
+    #[test]
+    fn random_weights_depend_on_the_seed_and_have_the_deviation_asked_for() {
+        let config =
+            Config { hidden_size: 64, vocab_size: 1000, initializer_range: 0.5, ..qwen2() };
+        let weights = Weights::random(&config, DType::F32, 3).unwrap();
+        let again = Weights::random(&config, DType::F32, 3).unwrap();
+        let other = Weights::random(&config, DType::F32, 4).unwrap();
+        assert_eq!(weights.data().as_slice::<f32>(), again.data().as_slice::<f32>());
+        assert_ne!(weights.data().as_slice::<f32>(), other.data().as_slice::<f32>());
+
+        let embedding = &weights.data().as_slice::<f32>()[weights.layout().embedding.clone()];
+        let count = embedding.len() as f64;
+        let mean = embedding.iter().map(|&x| f64::from(x)).sum::<f64>() / count;
+        let variance = embedding.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / count;
+        // Five standard errors of the mean, and of the variance of a normal distribution.
+        assert!(mean.abs() < 5.0 * 0.5 / count.sqrt(), "{mean}");
+        assert!((variance / 0.25 - 1.0).abs() < 5.0 * (2.0 / count).sqrt(), "{variance}");
+
+        let layer = &weights.layout().layers[0];
+        let power = |range: &Range<usize>| {
+            let values = &weights.data().as_slice::<f32>()[range.clone()];
+            values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / values.len() as f64
+        };
+        let expected = 1.0 / (2.0 * config.num_layers as f64);
+        let ratio = power(&layer.down) / power(&layer.gate_up);
+        let error = 5.0 * (2.0 / layer.down.len() as f64 + 2.0 / layer.gate_up.len() as f64).sqrt();
+        assert!((ratio / expected - 1.0).abs() < error, "{ratio} beside {expected}");
+        assert_eq!(power(&layer.input_norm), 1.0);
+        assert_eq!(power(layer.qkv_bias.as_ref().unwrap()), 0.0);
+    }
+
+    #[test]
+    fn bf16_weights_are_the_rounded_float32_ones() {
+        let wide = Weights::random(&llama(), DType::F32, 1).unwrap();
+        let narrow = Weights::random(&llama(), DType::BF16, 1).unwrap();
+        let rounded: Vec<bf16> =
+            wide.data().as_slice::<f32>().iter().map(|&x| <bf16 as Element>::from_f32(x)).collect();
+        assert_eq!(narrow.data().as_slice::<bf16>(), rounded);
+    }
+
+    #[test]
+    fn weights_in_a_dtype_that_nothing_computes_in_are_refused() {
+        let error = Weights::zeros(&llama(), Device::Cpu, DType::F16).unwrap_err().to_string();
+        assert_eq!(error, "weights cannot be held in float16, expected float32 or bfloat16");
+    }
+}
