@@ -22,6 +22,9 @@ pub enum Error {
     /// A value outside its range.
     #[error("{0}")]
     Value(String),
+    /// A loss, norm or gradient that is NaN or infinite.
+    #[error("{0}")]
+    NonFinite(String),
 }
 
 impl Error {

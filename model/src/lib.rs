@@ -3,15 +3,25 @@
 //! A model folder is a Hugging Face folder. [`Config`] reads its `config.json`, [`Layout`] says where every parameter lies
 //! in one buffer, and [`Weights`] is that buffer.
 
+mod activations;
 mod config;
+mod decoder;
 mod error;
+mod generate;
+mod gradients;
 mod keys;
 mod layout;
+mod pack;
 mod rope;
 mod weights;
 
+pub use activations::{Activations, Limits, Mode};
 pub use config::{Architecture, Config, RopeScaling};
+pub use decoder::Decoder;
 pub use error::{Error, Result};
+pub use generate::{Completion, Finish, GenerationLimits, Generator, Request, Sampling};
+pub use gradients::Gradients;
 pub use layout::{LayerLayout, Layout, NamedTensor};
+pub use pack::Pack;
 pub use rope::rope_tables;
 pub use weights::Weights;

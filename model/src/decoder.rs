@@ -1,0 +1,526 @@
+//! Forward and backward of a decoder, written out.
+
+use std::sync::Arc;
+
+use prime_kernels::attention::{self, Mask};
+use prime_kernels::matmul::{self, Epilogue, Layout as Product};
+use prime_kernels::{embedding, gather, log_prob, rms_norm, rope, swiglu};
+use prime_runtime::{Tensor, View, ViewMut};
+
+use crate::activations::{BackwardBuffers, LayerBuffers, QkNormBuffers};
+use crate::layout::LayerLayout;
+use crate::{Activations, Config, Gradients, Layout, Mode, Pack, Result, Weights, rope_tables};
+
+/// A decoder's shape and rotation tables. Weights, activations and gradients are the caller's, so that a policy, a reward model and a
+/// reference of one shape share one decoder and one set of buffers.
+pub struct Decoder {
+    config: Config,
+    layout: Arc<Layout>,
+    cos: Tensor, // (positions, head_dim / 2)
+    sin: Tensor,
+}
+
+/// The sizes that every layer uses.
+#[derive(Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) tokens: usize,
+    pub(crate) hidden: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) intermediate: usize,
+}
+
+impl Sizes {
+    pub(crate) fn new(config: &Config, tokens: usize) -> Self {
+        Sizes {
+            tokens,
+            hidden: config.hidden_size,
+            heads: config.num_heads,
+            kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            intermediate: config.intermediate_size,
+        }
+    }
+
+    /// Columns of q in a fused buffer.
+    pub(crate) fn q(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of k, and of v.
+    pub(crate) fn kv(self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Columns of a fused q/k/v buffer.
+    pub(crate) fn qkv(self) -> usize {
+        self.q() + 2 * self.kv()
+    }
+
+    /// A column block seen as heads.
+    pub(crate) fn as_heads<'a>(self, block: View<'a>) -> View<'a> {
+        block.reshape(&[block.dim(0), block.dim(1) / self.head_dim, self.head_dim])
+    }
+
+    /// A column block seen as heads, to write.
+    pub(crate) fn as_heads_mut<'a>(self, block: ViewMut<'a>) -> ViewMut<'a> {
+        let dims = [block.dim(0), block.dim(1) / self.head_dim, self.head_dim];
+        block.into_shape(&dims)
+    }
+}
+
+/// The scale of attention scores.
+pub(crate) fn attention_scale(config: &Config) -> f32 {
+    (1.0 / (config.head_dim as f64).sqrt()) as f32
+}
+
+impl Decoder {
+    /// The decoder of a configuration, for sequences of up to `positions` tokens.
+    ///
+    /// # Errors
+    /// When the tables do not fit in memory.
+    pub fn new(config: &Config, positions: usize) -> Result<Self> {
+        let (cos, sin) = rope_tables(config, positions)?;
+        Ok(Decoder { config: config.clone(), layout: Arc::new(Layout::new(config)), cos, sin })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Runs a pack through the model and takes the log-probability and the entropy at its picked rows, at a temperature; read them with
+    /// [`Activations::log_probs`] and [`Activations::entropy`].
+    ///
+    /// # Errors
+    /// When the pack is larger than the plan, a token is outside the vocabulary, or a sequence is longer than the tables.
+    pub fn forward(
+        &self,
+        weights: &Weights,
+        pack: &Pack,
+        temperature: f32,
+        activations: &mut Activations,
+    ) -> Result<()> {
+        activations.check(pack)?;
+        let sizes = Sizes::new(&self.config, pack.tokens.len());
+        let tokens = View::from_slice(&pack.tokens, &[sizes.tokens]);
+        let table = weights.view(&self.layout.embedding, &[self.config.vocab_size, sizes.hidden]);
+        embedding::forward(activations.streams[0].head_mut(sizes.tokens), tokens, table)?;
+        for index in 0..self.config.num_layers {
+            let (from, to, set) = match activations.mode {
+                Mode::Score => (index % 2, (index + 1) % 2, 0),
+                Mode::Train => (index, index + 1, index),
+                Mode::TrainCheckpointed => (index, index + 1, 0),
+            };
+            let [input, output] =
+                activations.streams.get_disjoint_mut([from, to]).expect("two streams");
+            let buffers = &mut activations.layers[set];
+            self.layer_forward(weights, index, pack, sizes, input.head(sizes.tokens), buffers)?;
+            self.layer_output(weights, index, sizes, buffers, output)?;
+        }
+        let last = match activations.mode {
+            Mode::Score => self.config.num_layers % 2,
+            Mode::Train | Mode::TrainCheckpointed => self.config.num_layers,
+        };
+        let picked = pack.picked.len();
+        let rows = View::from_slice(&pack.picked, &[picked]);
+        let targets = View::from_slice(&pack.targets, &[picked]);
+        gather::forward(
+            activations.picked.head_mut(picked),
+            activations.streams[last].head(sizes.tokens),
+            rows,
+        )?;
+        rms_norm::forward(
+            activations.picked_normed.head_mut(picked),
+            activations.picked_rstd.head_mut(picked),
+            activations.picked.head(picked),
+            weights.view(&self.layout.final_norm, &[sizes.hidden]),
+            self.config.rms_norm_eps,
+        )?;
+        log_prob::forward(
+            activations.log_probs.head_mut(picked),
+            activations.entropy.head_mut(picked),
+            activations.lse.head_mut(picked),
+            activations.picked_normed.head(picked),
+            weights.view(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]),
+            targets,
+            temperature,
+        )?;
+        Ok(())
+    }
+
+    /// Adds to `gradients` those of `sum of d_log_probs * log_probs + d_entropy * entropy` of the last forward pass, which must have been
+    /// over this pack with these weights and this temperature.
+    ///
+    /// # Errors
+    /// When the activations were planned for scoring only, or sizes disagree.
+    pub fn backward(
+        &self,
+        weights: &Weights,
+        pack: &Pack,
+        temperature: f32,
+        d_log_probs: &[f32],
+        d_entropy: Option<&[f32]>,
+        activations: &mut Activations,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        activations.check(pack)?;
+        let sizes = Sizes::new(&self.config, pack.tokens.len());
+        let picked = pack.picked.len();
+        let Activations { mode, streams, layers, backward, .. } = activations;
+        let Some(back) = backward else {
+            return Err(crate::Error::Value(
+                "these activations were planned for scoring only: there is no way back".to_string(),
+            ));
+        };
+        let rows = View::from_slice(&pack.picked, &[picked]);
+        log_prob::backward(
+            back.picked_normed.head_mut(picked),
+            gradients.view_mut(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]),
+            View::from_slice(d_log_probs, &[picked]),
+            d_entropy.map(|values| View::from_slice(values, &[picked])),
+            activations.picked_normed.head(picked),
+            weights.view(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]),
+            View::from_slice(&pack.targets, &[picked]),
+            activations.lse.head(picked),
+            activations.entropy.head(picked),
+            temperature,
+        )?;
+        rms_norm::backward(
+            back.picked.head_mut(picked),
+            gradients.view_mut(&self.layout.final_norm, &[sizes.hidden]),
+            back.picked_normed.head(picked),
+            activations.picked.head(picked),
+            weights.view(&self.layout.final_norm, &[sizes.hidden]),
+            activations.picked_rstd.head(picked),
+            None,
+        )?;
+        gather::backward(back.stream.head_mut(sizes.tokens), back.picked.head(picked), rows)?;
+        for index in (0..self.config.num_layers).rev() {
+            let input = streams[index].head(sizes.tokens);
+            let buffers = match mode {
+                Mode::TrainCheckpointed => {
+                    // The last layer's buffers still hold what the forward pass left.
+                    if index + 1 != self.config.num_layers {
+                        self.layer_forward(weights, index, pack, sizes, input, &mut layers[0])?;
+                    }
+                    &layers[0]
+                }
+                _ => &layers[index],
+            };
+            self.layer_backward(weights, index, pack, sizes, input, buffers, back, gradients)?;
+        }
+        embedding::backward(
+            gradients.view_mut(&self.layout.embedding, &[self.config.vocab_size, sizes.hidden]),
+            back.stream.head(sizes.tokens),
+            View::from_slice(&pack.tokens, &[sizes.tokens]),
+        )?;
+        Ok(())
+    }
+
+    /// A layer up to its MLP's activation.
+    fn layer_forward(
+        &self,
+        weights: &Weights,
+        index: usize,
+        pack: &Pack,
+        sizes: Sizes,
+        input: View<'_>,
+        buffers: &mut LayerBuffers,
+    ) -> Result<()> {
+        let layer = &self.layout.layers[index];
+        let epsilon = self.config.rms_norm_eps;
+        let tokens = sizes.tokens;
+        rms_norm::forward(
+            buffers.input_normed.head_mut(tokens),
+            buffers.input_rstd.head_mut(tokens),
+            input,
+            weights.view(&layer.input_norm, &[sizes.hidden]),
+            epsilon,
+        )?;
+        matmul::forward(
+            buffers.qkv.head_mut(tokens),
+            buffers.input_normed.head(tokens),
+            weights.view(&layer.qkv, &[sizes.qkv(), sizes.hidden]),
+            Product::NT,
+            Epilogue { bias: bias(weights, layer.qkv_bias.as_ref()), ..Epilogue::default() },
+        )?;
+        let positions = View::from_slice(&pack.positions, &[tokens]);
+        let rotated = sizes.q() + sizes.kv();
+        let rotated = match &mut buffers.qk {
+            None => buffers.qkv.head_mut(tokens).split_at_column(rotated).0,
+            Some(qk) => {
+                let (q, k) = qk.normed.head_mut(tokens).split_at_column(sizes.q());
+                let raw = buffers.qkv.head(tokens);
+                norm_heads(
+                    weights,
+                    layer.q_norm.as_ref(),
+                    sizes,
+                    q,
+                    qk.q_rstd.head_mut(tokens),
+                    raw.columns(0..sizes.q()),
+                    epsilon,
+                )?;
+                let raw = raw.columns(sizes.q()..rotated);
+                norm_heads(
+                    weights,
+                    layer.k_norm.as_ref(),
+                    sizes,
+                    k,
+                    qk.k_rstd.head_mut(tokens),
+                    raw,
+                    epsilon,
+                )?;
+                qk.normed.head_mut(tokens)
+            }
+        };
+        rope::forward(sizes.as_heads_mut(rotated), positions, self.cos.view(), self.sin.view())?;
+        let (q, k, v) = attention_inputs(sizes, &buffers.qkv, buffers.qk.as_ref());
+        attention::forward(
+            sizes.as_heads_mut(buffers.attended.head_mut(tokens)),
+            buffers.lse.head_mut(tokens),
+            q,
+            k,
+            v,
+            View::from_slice(&pack.cu_seqlens, &[pack.cu_seqlens.len()]),
+            attention_scale(&self.config),
+            Mask::Causal,
+        )?;
+        matmul::forward(
+            buffers.middle.head_mut(tokens),
+            buffers.attended.head(tokens),
+            weights.view(&layer.output, &[sizes.hidden, sizes.q()]),
+            Product::NT,
+            Epilogue {
+                bias: bias(weights, layer.output_bias.as_ref()),
+                residual: Some(input),
+                ..Epilogue::default()
+            },
+        )?;
+        rms_norm::forward(
+            buffers.post_normed.head_mut(tokens),
+            buffers.post_rstd.head_mut(tokens),
+            buffers.middle.head(tokens),
+            weights.view(&layer.post_norm, &[sizes.hidden]),
+            epsilon,
+        )?;
+        matmul::forward(
+            buffers.gate_up.head_mut(tokens),
+            buffers.post_normed.head(tokens),
+            weights.view(&layer.gate_up, &[2 * sizes.intermediate, sizes.hidden]),
+            Product::NT,
+            Epilogue::default(),
+        )?;
+        swiglu::forward(buffers.activated.head_mut(tokens), buffers.gate_up.head(tokens))?;
+        Ok(())
+    }
+
+    /// The end of a layer: the MLP's projection onto the residual stream.
+    fn layer_output(
+        &self,
+        weights: &Weights,
+        index: usize,
+        sizes: Sizes,
+        buffers: &LayerBuffers,
+        output: &mut Tensor,
+    ) -> Result<()> {
+        let layer = &self.layout.layers[index];
+        matmul::forward(
+            output.head_mut(sizes.tokens),
+            buffers.activated.head(sizes.tokens),
+            weights.view(&layer.down, &[sizes.hidden, sizes.intermediate]),
+            Product::NT,
+            Epilogue { residual: Some(buffers.middle.head(sizes.tokens)), ..Epilogue::default() },
+        )?;
+        Ok(())
+    }
+
+    /// A layer's way back: `back.stream` holds the gradient of its output, and then that of its input.
+    fn layer_backward(
+        &self,
+        weights: &Weights,
+        index: usize,
+        pack: &Pack,
+        sizes: Sizes,
+        input: View<'_>,
+        buffers: &LayerBuffers,
+        back: &mut BackwardBuffers,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let layer = &self.layout.layers[index];
+        let tokens = sizes.tokens;
+        let down = [sizes.hidden, sizes.intermediate];
+        matmul::backward(
+            Some(back.activated.head_mut(tokens)),
+            Some(gradients.view_mut(&layer.down, &down)),
+            None,
+            back.stream.head(tokens),
+            buffers.activated.head(tokens),
+            weights.view(&layer.down, &down),
+            Product::NT,
+        )?;
+        swiglu::backward(
+            back.gate_up.head_mut(tokens),
+            back.activated.head(tokens),
+            buffers.gate_up.head(tokens),
+        )?;
+        let gate_up = [2 * sizes.intermediate, sizes.hidden];
+        matmul::backward(
+            Some(back.normed.head_mut(tokens)),
+            Some(gradients.view_mut(&layer.gate_up, &gate_up)),
+            None,
+            back.gate_up.head(tokens),
+            buffers.post_normed.head(tokens),
+            weights.view(&layer.gate_up, &gate_up),
+            Product::NT,
+        )?;
+        rms_norm::backward(
+            back.middle.head_mut(tokens),
+            gradients.view_mut(&layer.post_norm, &[sizes.hidden]),
+            back.normed.head(tokens),
+            buffers.middle.head(tokens),
+            weights.view(&layer.post_norm, &[sizes.hidden]),
+            buffers.post_rstd.head(tokens),
+            Some(back.stream.head(tokens)),
+        )?;
+        let output = [sizes.hidden, sizes.q()];
+        let (d_output, d_output_bias) =
+            gradients.weight_and_bias(&layer.output, output, layer.output_bias.as_ref());
+        matmul::backward(
+            Some(back.attended.head_mut(tokens)),
+            Some(d_output),
+            d_output_bias,
+            back.middle.head(tokens),
+            buffers.attended.head(tokens),
+            weights.view(&layer.output, &output),
+            Product::NT,
+        )?;
+        self.attention_backward(weights, layer, pack, sizes, buffers, back, gradients)?;
+        let qkv = [sizes.qkv(), sizes.hidden];
+        let (d_qkv, d_qkv_bias) =
+            gradients.weight_and_bias(&layer.qkv, qkv, layer.qkv_bias.as_ref());
+        matmul::backward(
+            Some(back.normed.head_mut(tokens)),
+            Some(d_qkv),
+            d_qkv_bias,
+            back.qkv.head(tokens),
+            buffers.input_normed.head(tokens),
+            weights.view(&layer.qkv, &qkv),
+            Product::NT,
+        )?;
+        rms_norm::backward(
+            back.stream.head_mut(tokens),
+            gradients.view_mut(&layer.input_norm, &[sizes.hidden]),
+            back.normed.head(tokens),
+            input,
+            weights.view(&layer.input_norm, &[sizes.hidden]),
+            buffers.input_rstd.head(tokens),
+            Some(back.middle.head(tokens)),
+        )?;
+        Ok(())
+    }
+
+    /// From the gradient of the attended values to that of the fused q/k/v buffer before rotation and norm.
+    fn attention_backward(
+        &self,
+        weights: &Weights,
+        layer: &LayerLayout,
+        pack: &Pack,
+        sizes: Sizes,
+        buffers: &LayerBuffers,
+        back: &mut BackwardBuffers,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let tokens = sizes.tokens;
+        let rotated = sizes.q() + sizes.kv();
+        let positions = View::from_slice(&pack.positions, &[tokens]);
+        let (q, k, v) = attention_inputs(sizes, &buffers.qkv, buffers.qk.as_ref());
+        let (d_raw, d_v) = back.qkv.head_mut(tokens).split_at_column(rotated);
+        let mut d_rotated = match &mut back.qk {
+            None => d_raw,
+            Some(qk) => qk.head_mut(tokens),
+        };
+        let (d_q, d_k) = d_rotated.reborrow().split_at_column(sizes.q());
+        attention::backward(
+            sizes.as_heads_mut(d_q),
+            sizes.as_heads_mut(d_k),
+            sizes.as_heads_mut(d_v),
+            sizes.as_heads(back.attended.head(tokens)),
+            q,
+            k,
+            v,
+            sizes.as_heads(buffers.attended.head(tokens)),
+            buffers.lse.head(tokens),
+            View::from_slice(&pack.cu_seqlens, &[pack.cu_seqlens.len()]),
+            attention_scale(&self.config),
+            Mask::Causal,
+        )?;
+        rope::backward(sizes.as_heads_mut(d_rotated), positions, self.cos.view(), self.sin.view())?;
+        let (Some(d_qk), Some(qk)) = (&back.qk, &buffers.qk) else { return Ok(()) };
+        let (q_norm, k_norm) =
+            (expect_norm(layer.q_norm.as_ref()), expect_norm(layer.k_norm.as_ref()));
+        let raw = buffers.qkv.head(tokens);
+        let (d_q, d_rest) = back.qkv.head_mut(tokens).split_at_column(sizes.q());
+        let d_k = d_rest.split_at_column(sizes.kv()).0;
+        let parts = [
+            (d_q, q_norm, 0..sizes.q(), qk.q_rstd.head(tokens)),
+            (d_k, k_norm, sizes.q()..rotated, qk.k_rstd.head(tokens)),
+        ];
+        for (d_x, norm, columns, rstd) in parts {
+            rms_norm::backward(
+                sizes.as_heads_mut(d_x),
+                gradients.view_mut(norm, &[sizes.head_dim]),
+                sizes.as_heads(d_qk.head(tokens).columns(columns.clone())),
+                sizes.as_heads(raw.columns(columns)),
+                weights.view(norm, &[sizes.head_dim]),
+                rstd,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A bias, where the architecture has one.
+pub(crate) fn bias<'a>(
+    weights: &'a Weights,
+    range: Option<&std::ops::Range<usize>>,
+) -> Option<View<'a>> {
+    range.map(|range| weights.view(range, &[range.len()]))
+}
+
+fn expect_norm(range: Option<&std::ops::Range<usize>>) -> &std::ops::Range<usize> {
+    range.expect("a layout with QK-norm has both norms")
+}
+
+/// Normalises each head of a column block.
+pub(crate) fn norm_heads(
+    weights: &Weights,
+    norm: Option<&std::ops::Range<usize>>,
+    sizes: Sizes,
+    out: ViewMut<'_>,
+    rstd: ViewMut<'_>,
+    x: View<'_>,
+    epsilon: f32,
+) -> Result<()> {
+    let weight = weights.view(expect_norm(norm), &[sizes.head_dim]);
+    rms_norm::forward(sizes.as_heads_mut(out), rstd, sizes.as_heads(x), weight, epsilon)?;
+    Ok(())
+}
+
+/// q, k and v as attention reads them.
+fn attention_inputs<'a>(
+    sizes: Sizes,
+    qkv: &'a Tensor,
+    qk: Option<&'a QkNormBuffers>,
+) -> (View<'a>, View<'a>, View<'a>) {
+    let raw = qkv.head(sizes.tokens);
+    let rotated = qk.map_or(raw, |qk| qk.normed.head(sizes.tokens));
+    let (q, end) = (sizes.q(), sizes.q() + sizes.kv());
+    (
+        sizes.as_heads(rotated.columns(0..q)),
+        sizes.as_heads(rotated.columns(q..end)),
+        sizes.as_heads(raw.columns(end..sizes.qkv())),
+    )
+}

@@ -1,0 +1,690 @@
+//! Generation over a key/value cache with continuous batching: finished sequences leave, waiting ones enter.
+//!
+//! Each step feeds a ragged batch: one token of every sequence under way, and prompts of those that enter, up to a fixed number of
+//! tokens. The kernels and their reduction orders are those of training, so the log-probability that a sample is reported with is the one
+//! that [`crate::Decoder::forward`] computes for it, bit for bit, whatever else was in the batch.
+
+use std::sync::Arc;
+
+use prime_kernels::attention;
+use prime_kernels::matmul::{self, Epilogue, Layout as Product, Packed};
+use prime_kernels::sample;
+use prime_kernels::{embedding, gather, rms_norm, rope, swiglu};
+use prime_runtime::{DType, Device, Plan, Tensor, View, ViewMut};
+
+use crate::decoder::{Sizes, attention_scale, bias, norm_heads};
+use crate::{Config, Error, Layout, Result, Weights, rope_tables};
+
+/// How a sample is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the most likely token each time.
+    pub temperature: f32,
+    /// Keep this many most likely tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the fewest most likely tokens whose probabilities sum to at least this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
+    pub min_p: f32,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+/// One sample to draw.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The prompt's tokens, shared by the samples of one prompt, which is then computed once.
+    pub prompt: Arc<[u32]>,
+    /// The sample's own number: with the seed it fixes the sample, whatever the batch.
+    pub sequence: u64,
+    /// How it is drawn.
+    pub sampling: Sampling,
+    /// The most tokens to draw.
+    pub max_new_tokens: usize,
+}
+
+/// Why a sample ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token was drawn (it is the last token).
+    Stop,
+    /// It reached its limit, or the cache's.
+    Length,
+}
+
+/// A finished sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// The drawn tokens, with the stop token where there was one.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each under the whole distribution at the sample's temperature (1 for temperature 0), before truncation.
+    pub log_probs: Vec<f32>,
+    /// Entropy (nats) of that distribution at each.
+    pub entropy: Vec<f32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+impl Completion {
+    fn empty() -> Self {
+        Completion {
+            tokens: Vec::new(),
+            log_probs: Vec::new(),
+            entropy: Vec::new(),
+            finish: Finish::Length,
+        }
+    }
+}
+
+/// What generation is planned for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GenerationLimits {
+    /// Sequences under way at once.
+    pub slots: usize,
+    /// Tokens of a sequence, prompt and response together.
+    pub positions: usize,
+    /// Tokens fed in one step; at least `slots`.
+    pub step_tokens: usize,
+}
+
+struct PackedLayer {
+    qkv: Packed,
+    output: Packed,
+    gate_up: Packed,
+    down: Packed,
+}
+
+/// A sequence under way.
+struct Active {
+    request: usize,
+    prompt: Arc<[u32]>,
+    cached: usize,
+    drawn: Completion,
+}
+
+/// Buffers of a step, for `step_tokens` tokens and `slots` drawn rows.
+struct Buffers {
+    stream: Tensor,
+    middle: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    qkv: Tensor,
+    qk: Option<Tensor>,
+    head_rstd: Tensor,
+    attended: Tensor,
+    gate_up: Tensor,
+    activated: Tensor,
+    picked: Tensor,
+    picked_normed: Tensor,
+    tokens: Tensor,
+    log_probs: Tensor,
+    entropy: Tensor,
+}
+
+/// Lists that describe one step's ragged batch.
+#[derive(Default)]
+struct Step {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    cache_rows: Vec<u32>,
+    spans: Vec<u32>,
+    picked: Vec<u32>,
+    drawn_slots: Vec<usize>,
+    rows: Vec<sample::Row>,
+}
+
+impl Step {
+    fn clear(&mut self) {
+        let lists = [
+            &mut self.tokens,
+            &mut self.positions,
+            &mut self.cache_rows,
+            &mut self.spans,
+            &mut self.picked,
+        ];
+        lists.into_iter().for_each(Vec::clear);
+        self.drawn_slots.clear();
+        self.rows.clear();
+    }
+}
+
+/// A model ready to generate: packed weights, caches and buffers.
+pub struct Generator {
+    config: Config,
+    layout: Arc<Layout>,
+    limits: GenerationLimits,
+    weights: Weights,
+    packed: Vec<PackedLayer>,
+    head: Packed,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Vec<Tensor>,   // a layer: (slots * positions, kv_heads * head_dim)
+    values: Vec<Tensor>, // likewise
+    buffers: Buffers,
+    step: Step,
+    /// The prompt whose keys and values the first rows of a slot hold.
+    resident: Vec<Option<Arc<[u32]>>>,
+    active: Vec<Option<Active>>,
+}
+
+impl Generator {
+    /// Packs the weights and reserves caches and buffers.
+    ///
+    /// # Errors
+    /// When a limit is 0 or the device has not enough memory.
+    pub fn new(config: &Config, weights: &Weights, limits: GenerationLimits) -> Result<Self> {
+        if limits.slots == 0 || limits.positions == 0 || limits.step_tokens < limits.slots {
+            return Err(Error::Value(format!(
+                "generation needs at least one slot, one position and as many tokens a step as slots, got {limits:?}"
+            )));
+        }
+        let dtype = weights.data().dtype();
+        let (cos, sin) = rope_tables(config, limits.positions)?;
+        let layout = weights.layout().clone();
+        let sizes = Sizes::new(config, limits.step_tokens);
+        let pack = |range: &std::ops::Range<usize>, dims: [usize; 2]| {
+            Packed::new(weights.view(range, &dims), Product::NT)
+        };
+        let mut packed = Vec::with_capacity(config.num_layers);
+        for layer in &layout.layers {
+            packed.push(PackedLayer {
+                qkv: pack(&layer.qkv, [sizes.qkv(), sizes.hidden])?,
+                output: pack(&layer.output, [sizes.hidden, sizes.q()])?,
+                gate_up: pack(&layer.gate_up, [2 * sizes.intermediate, sizes.hidden])?,
+                down: pack(&layer.down, [sizes.hidden, sizes.intermediate])?,
+            });
+        }
+        let head = pack(&layout.lm_head, [config.vocab_size, sizes.hidden])?;
+        let mut own = Weights::zeros(config, Device::Cpu, dtype)?;
+        prime_kernels::cast::forward(own.data_mut().view_mut(), weights.data().view())?;
+        let cache =
+            || Tensor::zeros(Device::Cpu, dtype, &[limits.slots * limits.positions, sizes.kv()]);
+        let keys = (0..config.num_layers).map(|_| cache()).collect::<prime_runtime::Result<_>>()?;
+        let values =
+            (0..config.num_layers).map(|_| cache()).collect::<prime_runtime::Result<_>>()?;
+        Ok(Generator {
+            config: config.clone(),
+            layout,
+            limits,
+            weights: own,
+            packed,
+            head,
+            cos,
+            sin,
+            keys,
+            values,
+            buffers: Buffers::new(config, dtype, limits)?,
+            step: Step::default(),
+            resident: vec![None; limits.slots],
+            active: (0..limits.slots).map(|_| None).collect(),
+        })
+    }
+
+    /// Bytes of packed weights, caches and buffers for a configuration.
+    pub fn bytes(config: &Config, dtype: DType, limits: GenerationLimits) -> usize {
+        let sizes = Sizes::new(config, limits.step_tokens);
+        let cache =
+            2 * config.num_layers * limits.slots * limits.positions * sizes.kv() * dtype.size();
+        let weights = 2 * Layout::new(config).elements * dtype.size();
+        cache + weights + plan_buffers(config, dtype, limits).0.bytes()
+    }
+
+    /// Takes over new weights of the same model.
+    ///
+    /// # Errors
+    /// When they have another dtype or size.
+    pub fn load_weights(&mut self, weights: &Weights) -> Result<()> {
+        let sizes = Sizes::new(&self.config, 0);
+        prime_kernels::cast::forward(self.weights.data_mut().view_mut(), weights.data().view())?;
+        for (packed, layer) in self.packed.iter_mut().zip(&self.layout.layers) {
+            packed.qkv.repack(weights.view(&layer.qkv, &[sizes.qkv(), sizes.hidden]))?;
+            packed.output.repack(weights.view(&layer.output, &[sizes.hidden, sizes.q()]))?;
+            packed
+                .gate_up
+                .repack(weights.view(&layer.gate_up, &[2 * sizes.intermediate, sizes.hidden]))?;
+            packed.down.repack(weights.view(&layer.down, &[sizes.hidden, sizes.intermediate]))?;
+        }
+        self.head
+            .repack(weights.view(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]))?;
+        // What the caches hold was computed with the old weights.
+        self.resident.fill(None);
+        Ok(())
+    }
+
+    /// Draws all samples; `stop` says which tokens end one. `progress` is called with the number finished, whenever it has grown.
+    ///
+    /// # Errors
+    /// When a prompt is empty, leaves no room for a token, or has a token outside the vocabulary.
+    pub fn generate(
+        &mut self,
+        requests: &[Request],
+        stop: &[u32],
+        mut progress: impl FnMut(usize),
+    ) -> Result<Vec<Completion>> {
+        for (i, request) in requests.iter().enumerate() {
+            self.check(i, request)?;
+        }
+        self.active.iter_mut().for_each(|slot| *slot = None);
+        let mut completions: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
+        let mut waiting: Vec<usize> = (0..requests.len()).collect();
+        let mut finished = 0;
+        while finished < requests.len() {
+            self.step.clear();
+            self.feed_active(requests);
+            self.admit(requests, &mut waiting);
+            self.forward()?;
+            let before = finished;
+            finished += self.collect(requests, stop, &mut completions);
+            if finished > before {
+                progress(finished);
+            }
+        }
+        Ok(completions
+            .into_iter()
+            .map(|completion| completion.expect("all are finished"))
+            .collect())
+    }
+
+    fn check(&self, index: usize, request: &Request) -> Result<()> {
+        let prompt = &request.prompt;
+        if prompt.is_empty() {
+            return Err(Error::Value(format!(
+                "prompt {index} is empty: generation starts after at least one token"
+            )));
+        }
+        if prompt.len() >= self.limits.positions {
+            return Err(Error::Value(format!(
+                "prompt {index} has {} tokens, which leaves no room for a response within {} positions",
+                prompt.len(),
+                self.limits.positions
+            )));
+        }
+        match prompt.iter().find(|&&token| token as usize >= self.config.vocab_size) {
+            Some(token) => Err(Error::Value(format!(
+                "prompt {index} has token {token}, but the model's vocabulary ends at {}",
+                self.config.vocab_size - 1
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// One token of every sequence that is drawing, or a further piece of a long prompt.
+    fn feed_active(&mut self, requests: &[Request]) {
+        for slot in 0..self.active.len() {
+            let Some(active) = &self.active[slot] else { continue };
+            // Later slots are under way too: leave a token for each of them.
+            let later = self.active[slot + 1..].iter().flatten().count();
+            let room = self.limits.step_tokens - self.step.tokens.len() - later;
+            let left = active.prompt.len() + active.drawn.tokens.len() - active.cached;
+            self.feed(slot, left.min(room), requests);
+        }
+    }
+
+    /// Lets waiting requests into free slots while the step has room. Samples of one prompt wait until it has been computed once, then copy it;
+    /// others pass them by.
+    fn admit(&mut self, requests: &[Request], waiting: &mut Vec<usize>) {
+        let mut index = 0;
+        while index < waiting.len() && self.step.tokens.len() < self.limits.step_tokens {
+            if self.active.iter().all(Option::is_some) {
+                return;
+            }
+            let prompt = requests[waiting[index]].prompt.clone();
+            match self.place(&prompt) {
+                None => index += 1,
+                Some((slot, cached)) => {
+                    let request = waiting.remove(index);
+                    let (left, room) =
+                        (prompt.len() - cached, self.limits.step_tokens - self.step.tokens.len());
+                    self.active[slot] =
+                        Some(Active { request, prompt, cached, drawn: Completion::empty() });
+                    self.feed(slot, left.min(room), requests);
+                }
+            }
+        }
+    }
+
+    /// A free slot for a prompt, and how many of its tokens are cached there; none while another slot is still computing the prompt.
+    fn place(&mut self, prompt: &Arc<[u32]>) -> Option<(usize, usize)> {
+        let same = |other: &Arc<[u32]>| Arc::ptr_eq(other, prompt) || other == prompt;
+        let computing = |(active, resident): (&Option<Active>, &Option<_>)| {
+            resident.is_none() && active.as_ref().is_some_and(|active| same(&active.prompt))
+        };
+        if self.active.iter().zip(&self.resident).any(computing) {
+            return None;
+        }
+        let free = |slot: &usize| self.active[*slot].is_none();
+        let source = self.resident.iter().position(|resident| resident.as_ref().is_some_and(same));
+        // Best is a free slot that holds this prompt, then one that holds none, so that other prompts stay to be copied.
+        let slots = || (0..self.active.len()).filter(free);
+        let slot = source
+            .filter(free)
+            .or_else(|| slots().find(|&slot| self.resident[slot].is_none()))
+            .or_else(|| slots().next())?;
+        self.resident[slot] = None;
+        let Some(source) = source else { return Some((slot, 0)) };
+        // The last token of the prompt is fed again: the draw needs its hidden state.
+        let cached = prompt.len() - 1;
+        self.copy_prefix(source, slot, cached);
+        Some((slot, cached))
+    }
+
+    fn feed(&mut self, slot: usize, count: usize, requests: &[Request]) {
+        let Some(active) = &mut self.active[slot] else { return };
+        let (start, first_row) = (self.step.tokens.len(), slot * self.limits.positions);
+        for position in active.cached..active.cached + count {
+            let token = match position.checked_sub(active.prompt.len()) {
+                None => active.prompt[position],
+                Some(drawn) => active.drawn.tokens[drawn],
+            };
+            self.step.tokens.push(token);
+            self.step.positions.push(position as u32);
+            self.step.cache_rows.push((first_row + position) as u32);
+        }
+        active.cached += count;
+        self.step.spans.extend([start, count, first_row, active.cached].map(|x| x as u32));
+        if active.cached < active.prompt.len() {
+            return;
+        }
+        let (request, sampling) = (&requests[active.request], requests[active.request].sampling);
+        self.step.picked.push((start + count - 1) as u32);
+        self.step.drawn_slots.push(slot);
+        self.step.rows.push(sample::Row {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            seed: sampling.seed,
+            sequence: request.sequence,
+            position: active.drawn.tokens.len() as u32,
+        });
+    }
+
+    fn copy_prefix(&mut self, from: usize, to: usize, count: usize) {
+        if from == to {
+            return;
+        }
+        let (from, to) = (from * self.limits.positions, to * self.limits.positions);
+        for cache in self.keys.iter_mut().chain(&mut self.values) {
+            match cache.dtype() {
+                DType::BF16 => copy_rows::<prime_runtime::bf16>(cache, from, to, count),
+                _ => copy_rows::<f32>(cache, from, to, count),
+            }
+        }
+    }
+
+    /// Takes the drawn tokens over; returns how many samples ended.
+    fn collect(
+        &mut self,
+        requests: &[Request],
+        stop: &[u32],
+        completions: &mut [Option<Completion>],
+    ) -> usize {
+        let count = self.step.drawn_slots.len();
+        let tokens = self.buffers.tokens.head(count);
+        let log_probs = self.buffers.log_probs.head(count);
+        let entropy = self.buffers.entropy.head(count);
+        let mut ended = 0;
+        for (row, &slot) in self.step.drawn_slots.iter().enumerate() {
+            let Some(active) = &mut self.active[slot] else { continue };
+            if self.resident[slot].is_none() {
+                self.resident[slot] = Some(active.prompt.clone());
+            }
+            let token = tokens.as_slice::<u32>()[row];
+            active.drawn.tokens.push(token);
+            active.drawn.log_probs.push(log_probs.as_slice::<f32>()[row]);
+            active.drawn.entropy.push(entropy.as_slice::<f32>()[row]);
+            let drawn = active.drawn.tokens.len();
+            let full = drawn >= requests[active.request].max_new_tokens
+                || active.prompt.len() + drawn >= self.limits.positions;
+            let stopped = stop.contains(&token);
+            if stopped || full {
+                active.drawn.finish = if stopped { Finish::Stop } else { Finish::Length };
+                let active = self.active[slot].take().expect("matched above");
+                completions[active.request] = Some(active.drawn);
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    /// One pass of the ragged batch through the model, and the draws.
+    fn forward(&mut self) -> Result<()> {
+        let step = &self.step;
+        let tokens = step.tokens.len();
+        let sizes = Sizes::new(&self.config, tokens);
+        let buffers = &mut self.buffers;
+        let table =
+            self.weights.view(&self.layout.embedding, &[self.config.vocab_size, sizes.hidden]);
+        embedding::forward(
+            buffers.stream.head_mut(tokens),
+            View::from_slice(&step.tokens, &[tokens]),
+            table,
+        )?;
+        for (index, packed) in self.packed.iter().enumerate() {
+            let caches = (&mut self.keys[index], &mut self.values[index]);
+            let tables = (&self.cos, &self.sin);
+            layer_forward(
+                &self.config,
+                &self.weights,
+                index,
+                packed,
+                step,
+                tables,
+                caches,
+                sizes,
+                buffers,
+            )?;
+        }
+        let picked = step.picked.len();
+        if picked == 0 {
+            return Ok(());
+        }
+        let rows = View::from_slice(&step.picked, &[picked]);
+        gather::forward(buffers.picked.head_mut(picked), buffers.stream.head(tokens), rows)?;
+        rms_norm::forward(
+            buffers.picked_normed.head_mut(picked),
+            buffers.rstd.head_mut(picked),
+            buffers.picked.head(picked),
+            self.weights.view(&self.layout.final_norm, &[sizes.hidden]),
+            self.config.rms_norm_eps,
+        )?;
+        sample::forward(
+            buffers.tokens.head_mut(picked),
+            buffers.log_probs.head_mut(picked),
+            buffers.entropy.head_mut(picked),
+            buffers.picked_normed.head(picked),
+            &self.head,
+            &step.rows,
+        )?;
+        Ok(())
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn layer_forward(
+    config: &Config,
+    weights: &Weights,
+    index: usize,
+    packed: &PackedLayer,
+    step: &Step,
+    (cos, sin): (&Tensor, &Tensor),
+    (keys, values): (&mut Tensor, &mut Tensor),
+    sizes: Sizes,
+    buffers: &mut Buffers,
+) -> Result<()> {
+    let layer = &weights.layout().layers[index];
+    let tokens = sizes.tokens;
+    let epsilon = config.rms_norm_eps;
+    let normed =
+        |out: &mut Tensor, rstd: &mut Tensor, x: &Tensor, weight: &std::ops::Range<usize>| {
+            let weight = weights.view(weight, &[sizes.hidden]);
+            rms_norm::forward(
+                out.head_mut(tokens),
+                rstd.head_mut(tokens),
+                x.head(tokens),
+                weight,
+                epsilon,
+            )
+        };
+    normed(&mut buffers.normed, &mut buffers.rstd, &buffers.stream, &layer.input_norm)?;
+    let epilogue = Epilogue { bias: bias(weights, layer.qkv_bias.as_ref()), ..Epilogue::default() };
+    matmul::forward_packed(
+        buffers.qkv.head_mut(tokens),
+        buffers.normed.head(tokens),
+        &packed.qkv,
+        epilogue,
+    )?;
+    let (q_end, k_end) = (sizes.q(), sizes.q() + sizes.kv());
+    let rotated = match &mut buffers.qk {
+        None => buffers.qkv.head_mut(tokens).split_at_column(k_end).0,
+        Some(qk) => {
+            let raw = buffers.qkv.head(tokens);
+            let (q, k) = qk.head_mut(tokens).split_at_column(q_end);
+            let rstd = &mut buffers.head_rstd;
+            let heads = |count: usize| [tokens, count];
+            let q_rstd = rstd.head_mut(tokens * sizes.heads).into_shape(&heads(sizes.heads));
+            norm_heads(
+                weights,
+                layer.q_norm.as_ref(),
+                sizes,
+                q,
+                q_rstd,
+                raw.columns(0..q_end),
+                epsilon,
+            )?;
+            let k_rstd = rstd.head_mut(tokens * sizes.kv_heads).into_shape(&heads(sizes.kv_heads));
+            norm_heads(
+                weights,
+                layer.k_norm.as_ref(),
+                sizes,
+                k,
+                k_rstd,
+                raw.columns(q_end..k_end),
+                epsilon,
+            )?;
+            qk.head_mut(tokens)
+        }
+    };
+    rope::forward(
+        sizes.as_heads_mut(rotated),
+        View::from_slice(&step.positions, &[tokens]),
+        cos.view(),
+        sin.view(),
+    )?;
+    let raw = buffers.qkv.head(tokens);
+    let rotated = buffers.qk.as_ref().map_or(raw, |qk| qk.head(tokens));
+    write_cache(keys.view_mut(), rotated.columns(q_end..k_end), &step.cache_rows);
+    write_cache(values.view_mut(), raw.columns(k_end..sizes.qkv()), &step.cache_rows);
+    attention::decode(
+        sizes.as_heads_mut(buffers.attended.head_mut(tokens)),
+        sizes.as_heads(rotated.columns(0..q_end)),
+        sizes.as_heads(keys.view()),
+        sizes.as_heads(values.view()),
+        View::from_slice(&step.spans, &[step.spans.len() / 4, 4]),
+        attention_scale(config),
+    )?;
+    let epilogue = Epilogue {
+        bias: bias(weights, layer.output_bias.as_ref()),
+        residual: Some(buffers.stream.head(tokens)),
+        ..Epilogue::default()
+    };
+    matmul::forward_packed(
+        buffers.middle.head_mut(tokens),
+        buffers.attended.head(tokens),
+        &packed.output,
+        epilogue,
+    )?;
+    normed(&mut buffers.normed, &mut buffers.rstd, &buffers.middle, &layer.post_norm)?;
+    let (gate_up, input) = (buffers.gate_up.head_mut(tokens), buffers.normed.head(tokens));
+    matmul::forward_packed(gate_up, input, &packed.gate_up, Epilogue::default())?;
+    swiglu::forward(buffers.activated.head_mut(tokens), buffers.gate_up.head(tokens))?;
+    let epilogue = Epilogue { residual: Some(buffers.middle.head(tokens)), ..Epilogue::default() };
+    matmul::forward_packed(
+        buffers.stream.head_mut(tokens),
+        buffers.activated.head(tokens),
+        &packed.down,
+        epilogue,
+    )?;
+    Ok(())
+}
+
+fn copy_rows<E: prime_runtime::Element>(cache: &mut Tensor, from: usize, to: usize, count: usize) {
+    let width = cache.dims()[1];
+    cache.as_mut_slice::<E>().copy_within(from * width..(from + count) * width, to * width);
+}
+
+/// Puts each new row where the cache keeps it.
+fn write_cache(mut cache: ViewMut<'_>, rows: View<'_>, places: &[u32]) {
+    fn write<E: prime_runtime::Element>(cache: &mut ViewMut<'_>, rows: View<'_>, places: &[u32]) {
+        for (i, &place) in places.iter().enumerate() {
+            cache.row_mut::<E>(place as usize).copy_from_slice(rows.row(i));
+        }
+    }
+    match rows.dtype() {
+        DType::BF16 => write::<prime_runtime::bf16>(&mut cache, rows, places),
+        _ => write::<f32>(&mut cache, rows, places),
+    }
+}
+
+fn plan_buffers(
+    config: &Config,
+    dtype: DType,
+    limits: GenerationLimits,
+) -> (Plan, Vec<prime_runtime::Slot>) {
+    let sizes = Sizes::new(config, limits.step_tokens);
+    let (tokens, drawn) = (("tokens", limits.step_tokens), ("drawn", limits.slots));
+    let hidden = ("hidden", sizes.hidden);
+    let mut plan = Plan::new();
+    let slots = [
+        ("stream", dtype, vec![tokens, hidden]),
+        ("middle", dtype, vec![tokens, hidden]),
+        ("normed", dtype, vec![tokens, hidden]),
+        ("rstd", DType::F32, vec![tokens]),
+        ("qkv", dtype, vec![tokens, ("qkv", sizes.qkv())]),
+        ("head_rstd", DType::F32, vec![("tokens x heads", limits.step_tokens * sizes.heads)]),
+        ("attended", dtype, vec![tokens, ("q", sizes.q())]),
+        ("gate_up", dtype, vec![tokens, ("gate_up", 2 * sizes.intermediate)]),
+        ("activated", dtype, vec![tokens, ("intermediate", sizes.intermediate)]),
+        ("picked", dtype, vec![drawn, hidden]),
+        ("picked_normed", dtype, vec![drawn, hidden]),
+        ("tokens", DType::U32, vec![drawn]),
+        ("log_probs", DType::F32, vec![drawn]),
+        ("entropy", DType::F32, vec![drawn]),
+        (
+            "qk",
+            dtype,
+            vec![
+                ("tokens", if config.qk_norm { limits.step_tokens } else { 0 }),
+                ("qk", sizes.q() + sizes.kv()),
+            ],
+        ),
+    ]
+    .map(|(name, dtype, dims)| plan.add(name, dtype, &dims));
+    (plan, slots.to_vec())
+}
+
+impl Buffers {
+    fn new(config: &Config, dtype: DType, limits: GenerationLimits) -> Result<Self> {
+        let (plan, slots) = plan_buffers(config, dtype, limits);
+        let mut memory = plan.allocate(Device::Cpu)?;
+        let mut slots = slots.into_iter();
+        let mut take = || memory.take(slots.next().expect("as many slots as fields"));
+        Ok(Buffers {
+            stream: take(),
+            middle: take(),
+            normed: take(),
+            rstd: take(),
+            qkv: take(),
+            head_rstd: take(),
+            attended: take(),
+            gate_up: take(),
+            activated: take(),
+            picked: take(),
+            picked_normed: take(),
+            tokens: take(),
+            log_probs: take(),
+            entropy: take(),
+            qk: config.qk_norm.then(take),
+        })
+    }
+}
