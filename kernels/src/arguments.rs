@@ -1,6 +1,6 @@
 //! Checks of arguments that every operation makes, beside the named dimensions.
 
-use prime_runtime::{Device, Element, Error, Result, View, ViewMut};
+use prime_runtime::{DType, Device, Element, Error, Result, View, ViewMut};
 
 /// The elements of a contiguous host tensor of type `E`.
 ///
@@ -42,6 +42,51 @@ pub(crate) fn dtype<E: Element>(
     }
     Err(Error::DType { operation, tensor, found: view.dtype(), expected: E::DTYPE.name() })
 }
+
+/// Checks that a tensor is float32 or bfloat16.
+///
+/// # Errors
+/// A sentence that names the tensor.
+pub(crate) fn float(operation: &'static str, tensor: &'static str, view: View<'_>) -> Result<()> {
+    if matches!(view.dtype(), DType::F32 | DType::BF16) {
+        return Ok(());
+    }
+    let found = view.dtype();
+    Err(Error::DType { operation, tensor, found, expected: "float32 or bfloat16" })
+}
+
+/// Checks that a tensor has the dtype that another of the call has.
+///
+/// # Errors
+/// A sentence that names the tensor.
+pub(crate) fn same_dtype(
+    operation: &'static str,
+    tensor: &'static str,
+    view: View<'_>,
+    expected: DType,
+) -> Result<()> {
+    if view.dtype() == expected {
+        return Ok(());
+    }
+    Err(Error::DType { operation, tensor, found: view.dtype(), expected: expected.name() })
+}
+
+/// Evaluates an expression with a name for the Rust type of a dtype that [`float`] accepted.
+macro_rules! with_float {
+    ($dtype:expr, $element:ident => $body:expr) => {
+        match $dtype {
+            prime_runtime::DType::BF16 => {
+                type $element = prime_runtime::bf16;
+                $body
+            }
+            _ => {
+                type $element = f32;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_float;
 
 /// The error of an operation that has no version for a device.
 pub(crate) fn no_version(operation: &'static str, device: Device) -> Error {

@@ -1,7 +1,7 @@
 //! What checks and benchmarks share: random tensors, and a comparison that reports the worst element.
 
 use prime_runtime::random::{Generator, Stream};
-use prime_runtime::{DType, Device, Element, Tensor, bf16};
+use prime_runtime::{DType, Device, Element, Tensor, View, ViewMut, bf16};
 
 /// One random case of an operation on a device against its oracle; the message says what disagreed.
 pub type Check = fn(Device, u64) -> Result<(), String>;
@@ -139,4 +139,80 @@ pub(crate) fn algorithm_vectors() -> Option<Vec<serde_json::Value>> {
     };
     let mut whole: serde_json::Value = serde_json::from_str(&text).expect("the vectors are JSON");
     Some(serde_json::from_value(whole["cases"].take()).expect("`cases` is a list"))
+}
+
+/// A host tensor whose rows may lie apart, as a part of a fused buffer does, between columns that no operation may write.
+pub struct Rows {
+    tensor: Tensor,
+    before: usize,
+    columns: usize,
+    original: Vec<f64>,
+}
+
+impl Rows {
+    /// `rows` rows of `columns` normal numbers times `scale`; half of the time with up to 8 other columns on either side.
+    pub fn normal(
+        random: &mut Generator,
+        dtype: DType,
+        rows: usize,
+        columns: usize,
+        scale: f32,
+    ) -> Self {
+        let [before, after] = match random.below(2) {
+            0 => [0, 0],
+            _ => [random.below(9) as usize, random.below(9) as usize],
+        };
+        let tensor = normal(random, dtype, &[rows, before + columns + after], scale);
+        let original = to_f64(&tensor);
+        Rows { tensor, before, columns, original }
+    }
+
+    /// The rows, to read: `[rows, columns]`.
+    pub fn view(&self) -> View<'_> {
+        self.tensor.view().columns(self.before..self.before + self.columns)
+    }
+
+    /// The rows, to write.
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        self.tensor.view_mut().into_columns(self.before..self.before + self.columns)
+    }
+
+    /// The rows' elements in float64.
+    pub fn to_f64(&self) -> Vec<f64> {
+        self.view().to_f32_vec().into_iter().map(f64::from).collect()
+    }
+
+    /// Checks that nothing beside the rows was written.
+    ///
+    /// # Errors
+    /// A message with the first element that was.
+    pub fn untouched_beside(&self, what: &str) -> Result<(), String> {
+        let width = self.tensor.dims()[1];
+        let inside = self.before..self.before + self.columns;
+        for (i, (now, then)) in to_f64(&self.tensor).iter().zip(&self.original).enumerate() {
+            if !inside.contains(&(i % width)) && now != then {
+                return Err(format!(
+                    "{what}: wrote {now:e} beside its rows, in row {} at column {}",
+                    i / width,
+                    i % width
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks that `compute` gives the same on 1, 2 and 3 threads.
+///
+/// # Panics
+/// When it does not.
+pub fn assert_independent_of_threads<T: PartialEq + Send>(compute: impl Fn() -> T + Sync) {
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.expect("a machine can start three threads").install(&compute)
+    };
+    let alone = on(1);
+    for threads in [2, 3] {
+        assert!(on(threads) == alone, "{threads} threads give other bits than 1");
+    }
 }

@@ -1,7 +1,8 @@
 //! AdamW with decoupled weight decay over one flat range of parameters, float32 master weights.
 //!
-//! g = gradient * scale; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
-//! w -= lr * (m / (1 - b1^step) / (sqrt(v / (1 - b2^step)) + epsilon) + decay * w). All state is float32 `[parameters]`.
+//! g = gradient * scale; m = m + (1 - b1) (g - m); v = b2 v + (1 - b2) g^2; w = w (1 - lr decay);
+//! w -= lr / (1 - b1^step) * m / (sqrt(v) / sqrt(1 - b2^step) + epsilon). All state is float32 `[parameters]`. Settings are
+//! float64, and 1 - b2 and the like are rounded once: 1 - 0.999 in float32 is wrong in its fifth digit.
 //!
 //! Source: Loshchilov and Hutter, arXiv 1711.05101; the order of operations of PyTorch's AdamW.
 
@@ -13,19 +14,19 @@ pub mod check;
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Learning rate.
-    pub learning_rate: f32,
+    pub learning_rate: f64,
     /// Decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the second moment.
-    pub epsilon: f32,
+    pub epsilon: f64,
     /// Decoupled weight decay.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// This update's number, from 1: corrects the moments' bias.
     pub step: u64,
     /// Multiplies the gradient: clipping by global norm.
-    pub gradient_scale: f32,
+    pub gradient_scale: f64,
 }
 
 /// Updates `master`, `m` and `v`, and writes the new weights to `compute` (float32 or bfloat16, rounded to nearest) where given.
