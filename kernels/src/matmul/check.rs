@@ -1,11 +1,219 @@
 //! One random case against the oracle.
 
-use prime_runtime::Device;
+use prime_runtime::random::Generator;
+use prime_runtime::{DType, Device, Tensor, View, ViewMut, bf16};
+
+use super::reference::{self, Shape};
+use super::{Activation, Epilogue, Layout, Packed, accumulate, backward, forward, forward_packed};
+use crate::testing::{any_dtype, compare, from_f32, generator, normal, roundoff, to_f64};
+
+/// A matrix, with its rows spread out or not.
+pub(super) struct Matrix {
+    tensor: Tensor,
+    columns: usize,
+}
+
+impl Matrix {
+    /// Normal numbers; in half the cases the rows lie in a wider buffer.
+    pub(super) fn normal(random: &mut Generator, dtype: DType, dims: [usize; 2]) -> Self {
+        let gap = if random.below(2) == 0 { 0 } else { 1 + random.below(9) as usize };
+        let tensor = normal(random, dtype, &[dims[0], dims[1] + gap], 1.0);
+        Matrix { tensor, columns: dims[1] }
+    }
+
+    /// Zeros, without gaps.
+    #[cfg(test)]
+    pub(super) fn zeros(dtype: DType, dims: [usize; 2]) -> Self {
+        Matrix { tensor: crate::testing::zeros(dtype, &dims), columns: dims[1] }
+    }
+
+    pub(super) fn view(&self) -> View<'_> {
+        self.tensor.view().columns(0..self.columns)
+    }
+
+    pub(super) fn view_mut(&mut self) -> ViewMut<'_> {
+        self.tensor.view_mut().into_columns(0..self.columns)
+    }
+
+    /// The elements, row after row, without the gaps.
+    pub(super) fn values(&self) -> Vec<f64> {
+        self.view().to_f32_vec().into_iter().map(f64::from).collect()
+    }
+
+    /// The bits of all elements, the gaps' among them.
+    pub(super) fn bits(&self) -> Vec<u32> {
+        match self.tensor.dtype() {
+            DType::BF16 => self.tensor.as_slice::<bf16>().iter().map(|x| x.to_bits().into()).collect(),
+            _ => self.tensor.as_slice::<f32>().iter().map(|x| x.to_bits()).collect(),
+        }
+    }
+
+    /// Another matrix with the same gaps and values.
+    pub(super) fn copy(&self) -> Self {
+        let values = self.tensor.view().to_f32_vec();
+        let tensor = from_f32(&values, self.tensor.dtype(), self.tensor.dims());
+        Matrix { tensor, columns: self.columns }
+    }
+}
+
+/// Dimensions of the stored A and B.
+pub(super) fn stored(shape: Shape) -> ([usize; 2], [usize; 2]) {
+    let Shape { m, n, k, layout } = shape;
+    match layout {
+        Layout::NN => ([m, k], [k, n]),
+        Layout::NT => ([m, k], [n, k]),
+        Layout::TN => ([k, m], [k, n]),
+    }
+}
+
+/// Bound of the error of a chain of `k` fused multiply-adds whose terms' magnitudes sum to `magnitude`. A step rounds once,
+/// or, where it takes a pair padded with zero, may round twice; subnormal numbers may be taken for zero.
+pub(super) fn chain_bound(k: usize, magnitude: f64) -> f64 {
+    let steps = (k + 2) as f64;
+    let relative = steps * roundoff(DType::F32);
+    relative / (1.0 - relative) * magnitude + steps * f64::from(f32::MIN_POSITIVE)
+}
 
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
-pub fn check(_device: Device, _seed: u64) -> Result<(), String> {
+pub fn check(device: Device, seed: u64) -> Result<(), String> {
+    let Device::Cpu = device else { return Ok(()) };
+    let mut random = generator(seed);
+    let dtype = any_dtype(&mut random);
+    let layout = [Layout::NN, Layout::NT, Layout::TN][random.below(3) as usize];
+    let shape = Shape { m: size(&mut random, 70), n: size(&mut random, 90), k: size(&mut random, 90), layout };
+    // One case in eight is long enough for chains that span several blocks.
+    let shape = if random.below(8) == 0 { Shape { k: 500 + random.below(600) as usize, ..shape } } else { shape };
+    let outcome = check_forward(&mut random, shape, dtype)
+        .and_then(|()| check_accumulate(&mut random, shape, dtype))
+        .and_then(|()| if layout == Layout::TN { Ok(()) } else { check_backward(&mut random, shape, dtype) });
+    outcome.map_err(|message| format!("{dtype} {shape:?}: {message}"))
+}
+
+/// 0, 1, or up to `most`.
+fn size(random: &mut Generator, most: u32) -> usize {
+    match random.below(16) {
+        0 => 0,
+        1 => 1,
+        _ => 1 + random.below(most) as usize,
+    }
+}
+
+fn check_forward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(), String> {
+    let (a_dims, b_dims) = stored(shape);
+    let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
+    let out_dtype = if random.below(2) == 0 { DType::F32 } else { dtype };
+    let out_dims = [shape.m, shape.n];
+    let mut out = Matrix::normal(random, out_dtype, out_dims);
+    let bias = (random.below(2) == 0).then(|| normal(random, dtype, &[shape.n], 1.0));
+    let residual = (random.below(2) == 0).then(|| Matrix::normal(random, out_dtype, out_dims));
+    let activation = if random.below(2) == 0 { Activation::Silu } else { Activation::Identity };
+    let epilogue = Epilogue {
+        bias: bias.as_ref().map(Tensor::view),
+        activation,
+        residual: residual.as_ref().map(Matrix::view),
+    };
+    let mut packed_out = out.copy();
+    let gaps = out.copy();
+    forward(out.view_mut(), a.view(), b.view(), shape.layout, epilogue).map_err(|e| e.to_string())?;
+    only_the_matrix_changed(&out, &gaps)?;
+
+    let (a_values, b_values) = (a.values(), b.values());
+    let (sums, magnitudes) = reference::product(shape, &a_values, &b_values);
+    let bias_values = bias.as_ref().map(to_f64);
+    let residual_values = residual.as_ref().map(Matrix::values);
+    let expected = reference::forward(
+        shape,
+        &a_values,
+        &b_values,
+        bias_values.as_deref(),
+        activation,
+        residual_values.as_deref(),
+    );
+    let unit = roundoff(DType::F32);
+    let bound = |i: usize| {
+        let mut error = chain_bound(shape.k, magnitudes[i]);
+        let mut x = sums[i];
+        if let Some(bias) = &bias_values {
+            x += bias[i % shape.n];
+            error += unit * (x.abs() + error);
+        }
+        if activation == Activation::Silu {
+            // The slope is at most 1.1; the exponential is within 4 roundoffs, and four more operations follow.
+            x = reference::activate(activation, x);
+            error = 1.1 * error + 8.0 * unit * (x.abs() + 1.1 * error);
+        }
+        if let Some(residual) = &residual_values {
+            x += residual[i];
+            error += unit * (x.abs() + error);
+        }
+        error + roundoff(out_dtype) * (x.abs() + error)
+    };
+    compare("out", &out.values(), &expected, bound)?;
+
+    if shape.layout != Layout::TN {
+        let mut packed = Packed::new(b.view(), shape.layout).map_err(|e| e.to_string())?;
+        packed.repack(b.view()).map_err(|e| e.to_string())?;
+        forward_packed(packed_out.view_mut(), a.view(), &packed, epilogue)
+            .map_err(|e| e.to_string())?;
+        if packed_out.bits() != out.bits() {
+            return Err("a packed B gives other bits than a plain one".into());
+        }
+    }
+    Ok(())
+}
+
+fn check_accumulate(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(), String> {
+    let (a_dims, b_dims) = stored(shape);
+    let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
+    let mut out = Matrix::normal(random, DType::F32, [shape.m, shape.n]);
+    let before = out.copy();
+    accumulate(out.view_mut(), a.view(), b.view(), shape.layout).map_err(|e| e.to_string())?;
+    only_the_matrix_changed(&out, &before)?;
+    let (sums, magnitudes) = reference::product(shape, &a.values(), &b.values());
+    let start = before.values();
+    let expected: Vec<f64> = sums.iter().zip(&start).map(|(sum, start)| sum + start).collect();
+    compare("out", &out.values(), &expected, |i| chain_bound(shape.k, magnitudes[i] + start[i].abs()))
+}
+
+fn check_backward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(), String> {
+    let (a_dims, b_dims) = stored(shape);
+    let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
+    let d_out = Matrix::normal(random, dtype, [shape.m, shape.n]);
+    let mut d_a = Matrix::normal(random, dtype, a_dims);
+    let mut d_b = Matrix::normal(random, DType::F32, b_dims);
+    let mut d_bias = normal(random, DType::F32, &[shape.n], 1.0);
+    let (start, start_bias) = (d_b.values(), to_f64(&d_bias));
+    backward(Some(d_a.view_mut()), Some(d_b.view_mut()), None, d_out.view(), a.view(), b.view(), shape.layout)
+        .map_err(|e| e.to_string())?;
+    let (d, a, b) = (d_out.values(), a.values(), b.values());
+    let (expected_a, expected_b, expected_bias) = reference::backward(shape, &d, &a, &b);
+    let magnitude = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<_>>();
+    let (magnitude_a, magnitude_b, magnitude_bias) =
+        reference::backward(shape, &magnitude(&d), &magnitude(&a), &magnitude(&b));
+    compare("d_a", &d_a.values(), &expected_a, |i| {
+        let error = chain_bound(shape.n, magnitude_a[i]);
+        error + roundoff(dtype) * (expected_a[i].abs() + error)
+    })?;
+    let added = |d: &[f64], start: &[f64]| d.iter().zip(start).map(|(d, x)| d + x).collect::<Vec<_>>();
+    compare("d_b", &d_b.values(), &added(&expected_b, &start), |i| {
+        chain_bound(shape.m, magnitude_b[i] + start[i].abs())
+    })?;
+    compare("d_bias", &to_f64(&d_bias), &added(&expected_bias, &start_bias), |i| {
+        chain_bound(shape.m, magnitude_bias[i] + start_bias[i].abs())
+    })
+}
+
+/// Nothing between the rows of an output may be written.
+fn only_the_matrix_changed(after: &Matrix, before: &Matrix) -> Result<(), String> {
+    let width = after.tensor.dims()[1];
+    let (after_bits, before_bits) = (after.bits(), before.bits());
+    for (i, (after_bits, before_bits)) in after_bits.iter().zip(&before_bits).enumerate() {
+        if i % width >= after.columns && after_bits != before_bits {
+            return Err(format!("the gap behind row {} of the output was written", i / width));
+        }
+    }
     Ok(())
 }

@@ -9,10 +9,27 @@
 //! A and B share a dtype; rows may be spread out (`row_stride`). Each element of C is one chain of fused
 //! multiply-adds over p in order, starting from 0 (or from C where C is added to), whatever m, n, the
 //! layout, the packing and the number of threads: a row of C does not depend on the other rows.
+//!
+//! bfloat16 on a machine with the dot-product instruction (`avx512bf16`): the chain takes two p a step, a last odd p
+//! paired with zero. That instruction reads and writes subnormal numbers as zero. Elsewhere bfloat16 is widened and
+//! summed as float32 is.
+//!
+//! Work: 2 m n k operations. Bytes: those of A, B and C once each; B once more where it is put in order first.
 
-use prime_runtime::{Result, View, ViewMut};
+use prime_runtime::{DType, Device, Error, NamedDims, Result, Tensor, View, ViewMut};
 
+use self::cpu::{Product, Right, Word};
+use crate::{reduce, simd};
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod check;
+mod cpu;
+mod pack;
+mod portable;
+pub mod reference;
+#[cfg(test)]
+mod tests;
 
 /// Which operands are transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,23 +64,70 @@ pub enum Activation {
 }
 
 /// The right operand in the order in which the kernel reads it, to be used many times: a linear layer's weight during generation.
-pub struct Packed {}
+pub struct Packed {
+    words: Tensor,
+    n: usize,
+    k: usize,
+    dtype: DType,
+    layout: Layout,
+    word: Word,
+}
 
 impl Packed {
     /// Packs B (k x n for `NN`, n x k for `NT`).
     ///
     /// # Errors
     /// When B has not two dimensions, or the layout is `TN`.
-    pub fn new(_b: View<'_>, _layout: Layout) -> Result<Packed> {
-        todo!()
+    pub fn new(b: View<'_>, layout: Layout) -> Result<Packed> {
+        let (n, k) = right_dims("matmul.pack", b, layout)?;
+        check_float("matmul.pack", "b", b.dtype())?;
+        let word = cpu::word(simd::level(), b.dtype());
+        let words = Tensor::zeros(Device::Cpu, DType::U32, &[cpu::panels_length(n, k, word)])?;
+        let mut packed = Packed { words, n, k, dtype: b.dtype(), layout, word };
+        packed.repack(b)?;
+        Ok(packed)
     }
 
     /// Packs another B of the same shape and dtype into the same memory.
     ///
     /// # Errors
     /// When shape or dtype differ.
-    pub fn repack(&mut self, _b: View<'_>) -> Result<()> {
-        todo!()
+    pub fn repack(&mut self, b: View<'_>) -> Result<()> {
+        let operation = "matmul.repack";
+        let (n, k) = right_dims(operation, b, self.layout)?;
+        if (n, k) != (self.n, self.k) {
+            return NamedDims::new(operation).fail(format!(
+                "`b` is {:?} in layout {:?}, but was packed with n = {} and k = {}",
+                b.dims(),
+                self.layout,
+                self.n,
+                self.k
+            ));
+        }
+        check_dtype(operation, "b", b.dtype(), self.dtype)?;
+        let transposed = self.layout == Layout::NT;
+        cpu::pack(simd::level(), self.words.as_mut_slice(), b, transposed, self.word);
+        Ok(())
+    }
+
+    /// Columns of C.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Terms of a sum.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The dtype of the operand that was packed.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.words.dims()[0] * 4
     }
 }
 
@@ -71,39 +135,192 @@ impl Packed {
 ///
 /// # Errors
 /// When shapes or dtypes disagree.
-pub fn forward(_out: ViewMut<'_>, _a: View<'_>, _b: View<'_>, _layout: Layout, _epilogue: Epilogue<'_>) -> Result<()> {
-    todo!()
+pub fn forward(
+    out: ViewMut<'_>,
+    a: View<'_>,
+    b: View<'_>,
+    layout: Layout,
+    epilogue: Epilogue<'_>,
+) -> Result<()> {
+    let k = check("matmul.forward", &out, a, b, layout, &epilogue)?;
+    let transposed_a = layout == Layout::TN;
+    let right = Right::Plain { b, transposed: layout == Layout::NT };
+    dispatch(out, Product { k, a, transposed_a, right, epilogue, accumulate: false })
 }
 
 /// [`forward`] with a packed B: the same bits.
 ///
 /// # Errors
 /// When shapes or dtypes disagree.
-pub fn forward_packed(_out: ViewMut<'_>, _a: View<'_>, _b: &Packed, _epilogue: Epilogue<'_>) -> Result<()> {
-    todo!()
+pub fn forward_packed(
+    out: ViewMut<'_>,
+    a: View<'_>,
+    b: &Packed,
+    epilogue: Epilogue<'_>,
+) -> Result<()> {
+    let operation = "matmul.forward_packed";
+    let mut dims = NamedDims::new(operation);
+    dims.bind("a", a.dims(), ["m", "k"])?;
+    dims.bind("b", &[b.n, b.k], ["n", "k"])?;
+    check_rest(operation, &mut dims, &out, a, b.dtype, &epilogue)?;
+    let right = Right::Packed { words: b.words.as_slice(), word: b.word };
+    dispatch(out, Product { k: b.k, a, transposed_a: false, right, epilogue, accumulate: false })
 }
 
 /// C += op(A) op(B), C in float32.
 ///
 /// # Errors
 /// When shapes or dtypes disagree.
-pub fn accumulate(_out: ViewMut<'_>, _a: View<'_>, _b: View<'_>, _layout: Layout) -> Result<()> {
-    todo!()
+pub fn accumulate(out: ViewMut<'_>, a: View<'_>, b: View<'_>, layout: Layout) -> Result<()> {
+    let operation = "matmul.accumulate";
+    let epilogue = Epilogue::default();
+    let k = check(operation, &out, a, b, layout, &epilogue)?;
+    check_dtype(operation, "out", out.dtype(), DType::F32)?;
+    let transposed_a = layout == Layout::TN;
+    let right = Right::Plain { b, transposed: layout == Layout::NT };
+    dispatch(out, Product { k, a, transposed_a, right, epilogue, accumulate: true })
 }
 
-/// Gradients of [`forward`] (identity activation) for layouts `NN` and `NT`: `d_a` (dtype of A) is overwritten,
+/// Gradients of [`forward`] (identity activation) for layouts `NN` and `NT`: `d_a` (dtype of A, or float32) is overwritten,
 /// `d_b` and `d_bias` (float32) are added to. The residual's gradient is `d_out` itself.
+///
+/// d_a = d_out op(B)^T; d_b += op(A)^T d_out, in B's own layout; d_bias += the sum of d_out's rows. `d_out` has A's dtype.
 ///
 /// # Errors
 /// When shapes or dtypes disagree.
 pub fn backward(
-    _d_a: Option<ViewMut<'_>>,
-    _d_b: Option<ViewMut<'_>>,
-    _d_bias: Option<ViewMut<'_>>,
-    _d_out: View<'_>,
-    _a: View<'_>,
-    _b: View<'_>,
-    _layout: Layout,
+    d_a: Option<ViewMut<'_>>,
+    d_b: Option<ViewMut<'_>>,
+    d_bias: Option<ViewMut<'_>>,
+    d_out: View<'_>,
+    a: View<'_>,
+    b: View<'_>,
+    layout: Layout,
 ) -> Result<()> {
-    todo!()
+    let operation = "matmul.backward";
+    let mut dims = NamedDims::new(operation);
+    let right = match layout {
+        Layout::NN => ["k", "n"],
+        Layout::NT => ["n", "k"],
+        Layout::TN => {
+            return dims.fail("layout TN is a gradient itself and has none here; give NN or NT".into());
+        }
+    };
+    dims.bind("a", a.dims(), ["m", "k"])?;
+    dims.bind("b", b.dims(), right)?;
+    dims.bind("d_out", d_out.dims(), ["m", "n"])?;
+    check_float(operation, "a", a.dtype())?;
+    check_dtype(operation, "b", b.dtype(), a.dtype())?;
+    check_dtype(operation, "d_out", d_out.dtype(), a.dtype())?;
+    if let Some(d_a) = &d_a {
+        dims.bind("d_a", d_a.dims(), ["m", "k"])?;
+        if d_a.dtype() != DType::F32 {
+            check_dtype(operation, "d_a", d_a.dtype(), a.dtype())?;
+        }
+    }
+    if let Some(d_b) = &d_b {
+        dims.bind("d_b", d_b.dims(), right)?;
+        check_dtype(operation, "d_b", d_b.dtype(), DType::F32)?;
+    }
+    if let Some(d_bias) = &d_bias {
+        dims.bind("d_bias", d_bias.dims(), ["n"])?;
+        check_dtype(operation, "d_bias", d_bias.dtype(), DType::F32)?;
+    }
+    if let Some(d_a) = d_a {
+        let transposed = if layout == Layout::NT { Layout::NN } else { Layout::NT };
+        forward(d_a, d_out, b, transposed, Epilogue::default())?;
+    }
+    if let Some(d_b) = d_b {
+        let (left, right) = if layout == Layout::NT { (d_out, a) } else { (a, d_out) };
+        accumulate(d_b, left, right, Layout::TN)?;
+    }
+    if let Some(d_bias) = d_bias {
+        reduce::columns(d_bias, d_out)?;
+    }
+    Ok(())
+}
+
+/// Hands a checked product to the device that holds C.
+fn dispatch(out: ViewMut<'_>, product: Product<'_>) -> Result<()> {
+    match out.device() {
+        Device::Cpu => cpu::run(simd::level(), out, &product),
+        device => Err(Error::Device(format!("matmul does not run on {device}"))),
+    }
+}
+
+/// n and k of a right operand.
+fn right_dims(operation: &'static str, b: View<'_>, layout: Layout) -> Result<(usize, usize)> {
+    let mut dims = NamedDims::new(operation);
+    match layout {
+        Layout::NN => dims.bind("b", b.dims(), ["k", "n"])?,
+        Layout::NT => dims.bind("b", b.dims(), ["n", "k"])?,
+        Layout::TN => return dims.fail("layout TN cannot be packed; give NN or NT".into()),
+    }
+    Ok((dims.size("n"), dims.size("k")))
+}
+
+/// Checks the operands of a product and returns k.
+fn check(
+    operation: &'static str,
+    out: &ViewMut<'_>,
+    a: View<'_>,
+    b: View<'_>,
+    layout: Layout,
+    epilogue: &Epilogue<'_>,
+) -> Result<usize> {
+    let (left, right) = match layout {
+        Layout::NN => (["m", "k"], ["k", "n"]),
+        Layout::NT => (["m", "k"], ["n", "k"]),
+        Layout::TN => (["k", "m"], ["k", "n"]),
+    };
+    let mut dims = NamedDims::new(operation);
+    dims.bind("a", a.dims(), left)?;
+    dims.bind("b", b.dims(), right)?;
+    check_rest(operation, &mut dims, out, a, b.dtype(), epilogue)?;
+    Ok(dims.size("k"))
+}
+
+/// Checks C, the epilogue and all dtypes, once A and B have named m, n and k.
+fn check_rest(
+    operation: &'static str,
+    dims: &mut NamedDims,
+    out: &ViewMut<'_>,
+    a: View<'_>,
+    b: DType,
+    epilogue: &Epilogue<'_>,
+) -> Result<()> {
+    dims.bind("out", out.dims(), ["m", "n"])?;
+    check_float(operation, "a", a.dtype())?;
+    check_dtype(operation, "b", b, a.dtype())?;
+    if out.dtype() != DType::F32 {
+        check_dtype(operation, "out", out.dtype(), a.dtype())?;
+    }
+    if let Some(bias) = epilogue.bias {
+        dims.bind("bias", bias.dims(), ["n"])?;
+        check_dtype(operation, "bias", bias.dtype(), a.dtype())?;
+    }
+    if let Some(residual) = epilogue.residual {
+        dims.bind("residual", residual.dims(), ["m", "n"])?;
+        check_dtype(operation, "residual", residual.dtype(), out.dtype())?;
+    }
+    Ok(())
+}
+
+fn check_float(operation: &'static str, tensor: &'static str, found: DType) -> Result<()> {
+    match found {
+        DType::F32 | DType::BF16 => Ok(()),
+        _ => Err(Error::DType { operation, tensor, found, expected: "float32 or bfloat16" }),
+    }
+}
+
+fn check_dtype(
+    operation: &'static str,
+    tensor: &'static str,
+    found: DType,
+    expected: DType,
+) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::DType { operation, tensor, found, expected: expected.name() })
 }
