@@ -194,8 +194,10 @@ fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut x = rows;
     // Within each 128-bit lane: pairs of words of two rows, then quadruples of four.
     for i in (0..16).step_by(4) {
-        let low = [_mm512_unpacklo_epi32(x[i], x[i + 1]), _mm512_unpacklo_epi32(x[i + 2], x[i + 3])];
-        let high = [_mm512_unpackhi_epi32(x[i], x[i + 1]), _mm512_unpackhi_epi32(x[i + 2], x[i + 3])];
+        let low =
+            [_mm512_unpacklo_epi32(x[i], x[i + 1]), _mm512_unpacklo_epi32(x[i + 2], x[i + 3])];
+        let high =
+            [_mm512_unpackhi_epi32(x[i], x[i + 1]), _mm512_unpackhi_epi32(x[i + 2], x[i + 3])];
         x[i] = _mm512_unpacklo_epi64(low[0], low[1]);
         x[i + 1] = _mm512_unpackhi_epi64(low[0], low[1]);
         x[i + 2] = _mm512_unpacklo_epi64(high[0], high[1]);
@@ -205,8 +207,14 @@ fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut out = rows;
     for j in 0..4 {
         let [a, b, c, d] = [x[j], x[4 + j], x[8 + j], x[12 + j]];
-        let even = [_mm512_shuffle_i32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_i32x4::<0b10_00_10_00>(c, d)];
-        let odd = [_mm512_shuffle_i32x4::<0b11_01_11_01>(a, b), _mm512_shuffle_i32x4::<0b11_01_11_01>(c, d)];
+        let even = [
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(c, d),
+        ];
+        let odd = [
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(c, d),
+        ];
         out[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(even[0], even[1]);
         out[8 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(even[0], even[1]);
         out[4 + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(odd[0], odd[1]);

@@ -43,7 +43,9 @@ impl Matrix {
     /// The bits of all elements, the gaps' among them.
     pub(super) fn bits(&self) -> Vec<u32> {
         match self.tensor.dtype() {
-            DType::BF16 => self.tensor.as_slice::<bf16>().iter().map(|x| x.to_bits().into()).collect(),
+            DType::BF16 => {
+                self.tensor.as_slice::<bf16>().iter().map(|x| x.to_bits().into()).collect()
+            }
             _ => self.tensor.as_slice::<f32>().iter().map(|x| x.to_bits()).collect(),
         }
     }
@@ -83,12 +85,23 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let mut random = generator(seed);
     let dtype = any_dtype(&mut random);
     let layout = [Layout::NN, Layout::NT, Layout::TN][random.below(3) as usize];
-    let shape = Shape { m: size(&mut random, 70), n: size(&mut random, 90), k: size(&mut random, 90), layout };
+    let shape = Shape {
+        m: size(&mut random, 70),
+        n: size(&mut random, 90),
+        k: size(&mut random, 90),
+        layout,
+    };
     // One case in eight is long enough for chains that span several blocks.
-    let shape = if random.below(8) == 0 { Shape { k: 500 + random.below(600) as usize, ..shape } } else { shape };
+    let shape = if random.below(8) == 0 {
+        Shape { k: 500 + random.below(600) as usize, ..shape }
+    } else {
+        shape
+    };
     let outcome = check_forward(&mut random, shape, dtype)
         .and_then(|()| check_accumulate(&mut random, shape, dtype))
-        .and_then(|()| if layout == Layout::TN { Ok(()) } else { check_backward(&mut random, shape, dtype) });
+        .and_then(|()| {
+            if layout == Layout::TN { Ok(()) } else { check_backward(&mut random, shape, dtype) }
+        });
     outcome.map_err(|message| format!("{dtype} {shape:?}: {message}"))
 }
 
@@ -117,7 +130,8 @@ fn check_forward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(
     };
     let mut packed_out = out.copy();
     let gaps = out.copy();
-    forward(out.view_mut(), a.view(), b.view(), shape.layout, epilogue).map_err(|e| e.to_string())?;
+    forward(out.view_mut(), a.view(), b.view(), shape.layout, epilogue)
+        .map_err(|e| e.to_string())?;
     only_the_matrix_changed(&out, &gaps)?;
 
     let (a_values, b_values) = (a.values(), b.values());
@@ -175,7 +189,9 @@ fn check_accumulate(random: &mut Generator, shape: Shape, dtype: DType) -> Resul
     let (sums, magnitudes) = reference::product(shape, &a.values(), &b.values());
     let start = before.values();
     let expected: Vec<f64> = sums.iter().zip(&start).map(|(sum, start)| sum + start).collect();
-    compare("out", &out.values(), &expected, |i| chain_bound(shape.k, magnitudes[i] + start[i].abs()))
+    compare("out", &out.values(), &expected, |i| {
+        chain_bound(shape.k, magnitudes[i] + start[i].abs())
+    })
 }
 
 fn check_backward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(), String> {
@@ -186,8 +202,16 @@ fn check_backward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<
     let mut d_b = Matrix::normal(random, DType::F32, b_dims);
     let mut d_bias = normal(random, DType::F32, &[shape.n], 1.0);
     let (start, start_bias) = (d_b.values(), to_f64(&d_bias));
-    backward(Some(d_a.view_mut()), Some(d_b.view_mut()), None, d_out.view(), a.view(), b.view(), shape.layout)
-        .map_err(|e| e.to_string())?;
+    backward(
+        Some(d_a.view_mut()),
+        Some(d_b.view_mut()),
+        Some(d_bias.view_mut()),
+        d_out.view(),
+        a.view(),
+        b.view(),
+        shape.layout,
+    )
+    .map_err(|e| e.to_string())?;
     let (d, a, b) = (d_out.values(), a.values(), b.values());
     let (expected_a, expected_b, expected_bias) = reference::backward(shape, &d, &a, &b);
     let magnitude = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<_>>();
@@ -197,7 +221,8 @@ fn check_backward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<
         let error = chain_bound(shape.n, magnitude_a[i]);
         error + roundoff(dtype) * (expected_a[i].abs() + error)
     })?;
-    let added = |d: &[f64], start: &[f64]| d.iter().zip(start).map(|(d, x)| d + x).collect::<Vec<_>>();
+    let added =
+        |d: &[f64], start: &[f64]| d.iter().zip(start).map(|(d, x)| d + x).collect::<Vec<_>>();
     compare("d_b", &d_b.values(), &added(&expected_b, &start), |i| {
         chain_bound(shape.m, magnitude_b[i] + start[i].abs())
     })?;

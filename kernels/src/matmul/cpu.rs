@@ -147,7 +147,8 @@ pub(super) fn pack(level: Level, words: &mut [u32], b: View<'_>, transposed: boo
     parallel::ranges(n.div_ceil(PANEL), grain, |range| {
         for index in range {
             // SAFETY: the panels cover the words without overlap, and each is written by one task.
-            let panel = unsafe { std::slice::from_raw_parts_mut(start.get().add(index * panel), panel) };
+            let panel =
+                unsafe { std::slice::from_raw_parts_mut(start.get().add(index * panel), panel) };
             pack::panel(level, panel, b, transposed, word, index * PANEL, 0);
         }
     });
@@ -281,14 +282,27 @@ impl Job<'_> {
                         // SAFETY: the buffer has room for the part's panels; `u32` needs no initialisation to be
                         // written, and the packer writes every word.
                         let words = unsafe {
-                            std::slice::from_raw_parts_mut(start.get().add(slot * BLOCK * PANEL), length)
+                            std::slice::from_raw_parts_mut(
+                                start.get().add(slot * BLOCK * PANEL),
+                                length,
+                            )
                         };
-                        pack::panel(self.level, words, b, transposed, self.word, index * PANEL, block.start);
+                        pack::panel(
+                            self.level,
+                            words,
+                            b,
+                            transposed,
+                            self.word,
+                            index * PANEL,
+                            block.start,
+                        );
                     }
                 };
                 let panel = |index: usize, _| {
                     // SAFETY: inside the buffer, as above.
-                    unsafe { start.get().add((index - part.panels.start) * BLOCK * PANEL).cast_const() }
+                    unsafe {
+                        start.get().add((index - part.panels.start) * BLOCK * PANEL).cast_const()
+                    }
                 };
                 self.sums(part, prepare, panel);
             }
@@ -303,7 +317,8 @@ impl Job<'_> {
         panel: impl Fn(usize, usize) -> *const u32,
     ) {
         if self.rounded && self.words > BLOCK {
-            let mut sums = MaybeUninit::<[f32; TASK_STRIPS * STRIP * TASK_PANELS * PANEL]>::uninit();
+            let mut sums =
+                MaybeUninit::<[f32; TASK_STRIPS * STRIP * TASK_PANELS * PANEL]>::uninit();
             let first = (rows(self.m, part.strips.start).start, part.panels.start * PANEL);
             let stride = part.panels.len() * PANEL;
             let start = sums.as_mut_ptr().cast::<f32>();
@@ -350,7 +365,14 @@ impl Job<'_> {
                 let rows = rows(self.m, strip_index);
                 // SAFETY: the strip has room for `STRIP` rows of `BLOCK` words; the packer writes all that the kernel reads.
                 unsafe {
-                    pack::strip(strip, product.a, product.transposed_a, self.word, rows.clone(), block.clone());
+                    pack::strip(
+                        strip,
+                        product.a,
+                        product.transposed_a,
+                        self.word,
+                        rows.clone(),
+                        block.clone(),
+                    );
                 }
                 let kernel = kernel(self.level, self.word, product.transposed_a, rows.len());
                 for panel_index in part.panels.clone() {

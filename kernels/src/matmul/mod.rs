@@ -16,9 +16,10 @@
 //!
 //! Work: 2 m n k operations. Bytes: those of A, B and C once each; B once more where it is put in order first.
 
-use prime_runtime::{DType, Device, Error, NamedDims, Result, Tensor, View, ViewMut};
+use prime_runtime::{DType, Device, NamedDims, Result, Tensor, View, ViewMut};
 
 use self::cpu::{Product, Right, Word};
+use crate::arguments::{self, same_dtype};
 use crate::{reduce, simd};
 
 #[cfg(target_arch = "x86_64")]
@@ -80,7 +81,7 @@ impl Packed {
     /// When B has not two dimensions, or the layout is `TN`.
     pub fn new(b: View<'_>, layout: Layout) -> Result<Packed> {
         let (n, k) = right_dims("matmul.pack", b, layout)?;
-        check_float("matmul.pack", "b", b.dtype())?;
+        arguments::float("matmul.pack", "b", b)?;
         let word = cpu::word(simd::level(), b.dtype());
         let words = Tensor::zeros(Device::Cpu, DType::U32, &[cpu::panels_length(n, k, word)])?;
         let mut packed = Packed { words, n, k, dtype: b.dtype(), layout, word };
@@ -104,7 +105,7 @@ impl Packed {
                 self.k
             ));
         }
-        check_dtype(operation, "b", b.dtype(), self.dtype)?;
+        same_dtype(operation, "b", b, self.dtype)?;
         let transposed = self.layout == Layout::NT;
         cpu::pack(simd::level(), self.words.as_mut_slice(), b, transposed, self.word);
         Ok(())
@@ -162,7 +163,8 @@ pub fn forward_packed(
     let mut dims = NamedDims::new(operation);
     dims.bind("a", a.dims(), ["m", "k"])?;
     dims.bind("b", &[b.n, b.k], ["n", "k"])?;
-    check_rest(operation, &mut dims, &out, a, b.dtype, &epilogue)?;
+    same_dtype(operation, "a", a, b.dtype)?;
+    check_rest(operation, &mut dims, &out, a, &epilogue)?;
     let right = Right::Packed { words: b.words.as_slice(), word: b.word };
     dispatch(out, Product { k: b.k, a, transposed_a: false, right, epilogue, accumulate: false })
 }
@@ -175,7 +177,7 @@ pub fn accumulate(out: ViewMut<'_>, a: View<'_>, b: View<'_>, layout: Layout) ->
     let operation = "matmul.accumulate";
     let epilogue = Epilogue::default();
     let k = check(operation, &out, a, b, layout, &epilogue)?;
-    check_dtype(operation, "out", out.dtype(), DType::F32)?;
+    same_dtype(operation, "out", out.as_view(), DType::F32)?;
     let transposed_a = layout == Layout::TN;
     let right = Right::Plain { b, transposed: layout == Layout::NT };
     dispatch(out, Product { k, a, transposed_a, right, epilogue, accumulate: true })
@@ -203,28 +205,29 @@ pub fn backward(
         Layout::NN => ["k", "n"],
         Layout::NT => ["n", "k"],
         Layout::TN => {
-            return dims.fail("layout TN is a gradient itself and has none here; give NN or NT".into());
+            return dims
+                .fail("layout TN is a gradient itself and has none here; give NN or NT".into());
         }
     };
     dims.bind("a", a.dims(), ["m", "k"])?;
     dims.bind("b", b.dims(), right)?;
     dims.bind("d_out", d_out.dims(), ["m", "n"])?;
-    check_float(operation, "a", a.dtype())?;
-    check_dtype(operation, "b", b.dtype(), a.dtype())?;
-    check_dtype(operation, "d_out", d_out.dtype(), a.dtype())?;
+    arguments::float(operation, "a", a)?;
+    same_dtype(operation, "b", b, a.dtype())?;
+    same_dtype(operation, "d_out", d_out, a.dtype())?;
     if let Some(d_a) = &d_a {
         dims.bind("d_a", d_a.dims(), ["m", "k"])?;
         if d_a.dtype() != DType::F32 {
-            check_dtype(operation, "d_a", d_a.dtype(), a.dtype())?;
+            same_dtype(operation, "d_a", d_a.as_view(), a.dtype())?;
         }
     }
     if let Some(d_b) = &d_b {
         dims.bind("d_b", d_b.dims(), right)?;
-        check_dtype(operation, "d_b", d_b.dtype(), DType::F32)?;
+        same_dtype(operation, "d_b", d_b.as_view(), DType::F32)?;
     }
     if let Some(d_bias) = &d_bias {
         dims.bind("d_bias", d_bias.dims(), ["n"])?;
-        check_dtype(operation, "d_bias", d_bias.dtype(), DType::F32)?;
+        same_dtype(operation, "d_bias", d_bias.as_view(), DType::F32)?;
     }
     if let Some(d_a) = d_a {
         let transposed = if layout == Layout::NT { Layout::NN } else { Layout::NT };
@@ -244,7 +247,7 @@ pub fn backward(
 fn dispatch(out: ViewMut<'_>, product: Product<'_>) -> Result<()> {
     match out.device() {
         Device::Cpu => cpu::run(simd::level(), out, &product),
-        device => Err(Error::Device(format!("matmul does not run on {device}"))),
+        device => Err(arguments::no_version("matmul", device)),
     }
 }
 
@@ -276,7 +279,8 @@ fn check(
     let mut dims = NamedDims::new(operation);
     dims.bind("a", a.dims(), left)?;
     dims.bind("b", b.dims(), right)?;
-    check_rest(operation, &mut dims, out, a, b.dtype(), epilogue)?;
+    same_dtype(operation, "b", b, a.dtype())?;
+    check_rest(operation, &mut dims, out, a, epilogue)?;
     Ok(dims.size("k"))
 }
 
@@ -286,41 +290,20 @@ fn check_rest(
     dims: &mut NamedDims,
     out: &ViewMut<'_>,
     a: View<'_>,
-    b: DType,
     epilogue: &Epilogue<'_>,
 ) -> Result<()> {
     dims.bind("out", out.dims(), ["m", "n"])?;
-    check_float(operation, "a", a.dtype())?;
-    check_dtype(operation, "b", b, a.dtype())?;
+    arguments::float(operation, "a", a)?;
     if out.dtype() != DType::F32 {
-        check_dtype(operation, "out", out.dtype(), a.dtype())?;
+        same_dtype(operation, "out", out.as_view(), a.dtype())?;
     }
     if let Some(bias) = epilogue.bias {
         dims.bind("bias", bias.dims(), ["n"])?;
-        check_dtype(operation, "bias", bias.dtype(), a.dtype())?;
+        same_dtype(operation, "bias", bias, a.dtype())?;
     }
     if let Some(residual) = epilogue.residual {
         dims.bind("residual", residual.dims(), ["m", "n"])?;
-        check_dtype(operation, "residual", residual.dtype(), out.dtype())?;
+        same_dtype(operation, "residual", residual, out.dtype())?;
     }
     Ok(())
-}
-
-fn check_float(operation: &'static str, tensor: &'static str, found: DType) -> Result<()> {
-    match found {
-        DType::F32 | DType::BF16 => Ok(()),
-        _ => Err(Error::DType { operation, tensor, found, expected: "float32 or bfloat16" }),
-    }
-}
-
-fn check_dtype(
-    operation: &'static str,
-    tensor: &'static str,
-    found: DType,
-    expected: DType,
-) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::DType { operation, tensor, found, expected: expected.name() })
 }

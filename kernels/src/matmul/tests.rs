@@ -111,9 +111,8 @@ fn a_row_of_a_large_product_has_the_bits_of_that_row_alone() {
 
 #[test]
 fn products_do_not_depend_on_the_number_of_threads() {
-    let pools = [1, 2, 5].map(|threads| {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
-    });
+    let pools = [1, 2, 5]
+        .map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
     for dtype in [DType::F32, DType::BF16] {
         for layout in LAYOUTS {
             for (m, n, k) in [(9, 700, 530), (200, 130, 600), (330, 64, 530)] {
@@ -172,12 +171,17 @@ fn a_nan_or_an_infinity_stays_in_its_row_and_column() {
         let clean = product_on(level(), shape, a.view(), b.view(), DType::F32).values();
         // In the last, unpaired place of a row.
         match dtype {
-            DType::BF16 => a.view_mut().row_mut::<prime_runtime::bf16>(17)[40] = prime_runtime::bf16::NAN,
+            DType::BF16 => {
+                a.view_mut().row_mut::<prime_runtime::bf16>(17)[40] = prime_runtime::bf16::NAN
+            }
             _ => a.view_mut().row_mut::<f32>(17)[40] = f32::NAN,
         }
         let out = product_on(level(), shape, a.view(), b.view(), DType::F32).values();
         for i in 0..shape.m * shape.n {
-            assert!(if i / shape.n == 17 { out[i].is_nan() } else { out[i] == clean[i] }, "{dtype} {i}");
+            assert!(
+                if i / shape.n == 17 { out[i].is_nan() } else { out[i] == clean[i] },
+                "{dtype} {i}"
+            );
         }
     }
 }
@@ -194,15 +198,33 @@ fn disagreeing_operands_are_refused_with_a_sentence() {
         "matmul.forward: `b` is [5, 4], but its dimension `k` is 4 in `a`"
     );
     assert_eq!(
-        refusal(forward(matrix(DType::F32, [3, 6]).view_mut(), a.view(), b.view(), Layout::NT, none)),
+        refusal(forward(
+            matrix(DType::F32, [3, 6]).view_mut(),
+            a.view(),
+            b.view(),
+            Layout::NT,
+            none
+        )),
         "matmul.forward: `out` is [3, 6], but its dimension `n` is 5 in `b`"
     );
     assert_eq!(
-        refusal(forward(out.view_mut(), a.view(), matrix(DType::BF16, [5, 4]).view(), Layout::NT, none)),
+        refusal(forward(
+            out.view_mut(),
+            a.view(),
+            matrix(DType::BF16, [5, 4]).view(),
+            Layout::NT,
+            none
+        )),
         "matmul.forward: `b` is bfloat16, expected float32"
     );
     assert_eq!(
-        refusal(forward(matrix(DType::BF16, [3, 5]).view_mut(), a.view(), b.view(), Layout::NT, none)),
+        refusal(forward(
+            matrix(DType::BF16, [3, 5]).view_mut(),
+            a.view(),
+            b.view(),
+            Layout::NT,
+            none
+        )),
         "matmul.forward: `out` is bfloat16, expected float32"
     );
     let short = zeros(DType::F32, &[4]);
@@ -213,7 +235,12 @@ fn disagreeing_operands_are_refused_with_a_sentence() {
     );
     let low = matrix(DType::BF16, [5, 4]);
     assert_eq!(
-        refusal(accumulate(matrix(DType::BF16, [5, 5]).view_mut(), low.view(), low.view(), Layout::NT)),
+        refusal(accumulate(
+            matrix(DType::BF16, [5, 5]).view_mut(),
+            low.view(),
+            low.view(),
+            Layout::NT
+        )),
         "matmul.accumulate: `out` is bfloat16, expected float32"
     );
     let mut packed = Packed::new(b.view(), Layout::NT).unwrap();
