@@ -1,46 +1,151 @@
 //! The final projection fused with log-softmax, target gather and entropy: logits are never held whole.
 //!
-//! logits\[t\] = hidden\[t\] weight^T / temperature; log_probs\[t\] = logits\[t, targets\[t\]\] - lse\[t\]; entropy\[t\] = -sum p log p (nats).
-//! `hidden` is `[tokens, hidden]`, `weight` `[vocabulary, hidden]` (same dtype), `targets` `[tokens]` (u32); `log_probs`, `entropy`, `lse` are
-//! float32 `[tokens]`. A logit is the float32 sum of [`crate::matmul`] times 1/temperature. The vocabulary is visited in blocks of a fixed width, so a
-//! token's numbers do not depend on the batch around it, and [`crate::sample`] reports the same bits for the tokens it draws.
+//! logits\[t\] = hidden\[t\] weight^T / temperature; log_probs\[t\] = logits\[t, targets\[t\]\] - lse\[t\]; entropy\[t\] =
+//! -sum p log p (nats). `hidden` is `[tokens, hidden]`, `weight` `[vocabulary, hidden]` (same dtype), `targets` `[tokens]`
+//! (u32); `log_probs`, `entropy`, `lse` are float32 `[tokens]`. A logit is the float32 sum of [`crate::matmul`] times
+//! 1/temperature. The vocabulary is visited in blocks of a fixed width, so a token's numbers do not depend on the batch
+//! around it, and [`crate::sample`] reports the same bits for the tokens it draws. A logit that is not finite makes the
+//! numbers of its token, and of no other, not finite.
+//!
+//! Source of the one-pass sum: Milakov, Gimelshein, arXiv 1805.02867; its sum of p log p is carried along the same way.
 
-use prime_runtime::{Result, View, ViewMut};
+use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
+
+use crate::arguments;
 
 pub mod check;
+mod cpu;
+pub(crate) mod online;
+pub mod reference;
+#[cfg(test)]
+mod tests;
 
-/// Log-probability of each target under the distribution at this temperature, whole (before any truncation by top-k, top-p or min-p).
+/// Log-probability of each target under the distribution at this temperature, whole (before any truncation by top-k,
+/// top-p or min-p).
 ///
 /// # Errors
 /// When shapes or dtypes disagree, a target is outside the vocabulary, or the temperature is not positive.
 pub fn forward(
-    _log_probs: ViewMut<'_>,
-    _entropy: ViewMut<'_>,
-    _lse: ViewMut<'_>,
-    _hidden: View<'_>,
-    _weight: View<'_>,
-    _targets: View<'_>,
-    _temperature: f32,
+    log_probs: ViewMut<'_>,
+    entropy: ViewMut<'_>,
+    lse: ViewMut<'_>,
+    hidden: View<'_>,
+    weight: View<'_>,
+    targets: View<'_>,
+    temperature: f32,
 ) -> Result<()> {
-    todo!()
+    const OP: &str = "log_prob.forward";
+    let mut dims = NamedDims::new(OP);
+    let problem = problem(OP, &mut dims, hidden, weight, targets, temperature)?;
+    dims.bind("log_probs", log_probs.dims(), ["tokens"])?;
+    dims.bind("entropy", entropy.dims(), ["tokens"])?;
+    dims.bind("lse", lse.dims(), ["tokens"])?;
+    let log_probs = arguments::slice_mut(OP, "log_probs", log_probs)?;
+    let entropy = arguments::slice_mut(OP, "entropy", entropy)?;
+    let lse = arguments::slice_mut(OP, "lse", lse)?;
+    match hidden.device() {
+        Device::Cpu => cpu::forward(log_probs, entropy, lse, problem),
+        device => Err(arguments::no_version(OP, device)),
+    }
 }
 
-/// Gradients of the weighted sum of log-probs (weights `d_log_probs`, float32) and of entropies (weights `d_entropy`, float32, where given):
-/// `d_hidden` is overwritten (dtype of `hidden`), `d_weight` (float32) is added to, tokens in order. Logits are computed again, a wave of tokens at a time.
+/// Gradients of the weighted sum of log-probs (weights `d_log_probs`, float32) and of entropies (weights `d_entropy`,
+/// float32, where given): `d_hidden` is overwritten (dtype of `hidden`), `d_weight` (float32) is added to, tokens in
+/// order. Logits are computed again, a wave of tokens at a time.
+///
+/// With p = exp(logit - lse), the gradient by a logit is
+/// (d_log_prob (1 if target, else 0) - p (d_log_prob + d_entropy (log p + entropy))) / temperature, rounded to the dtype of
+/// `hidden` before the two products that carry it on.
 ///
 /// # Errors
 /// As for [`forward`].
 pub fn backward(
-    _d_hidden: ViewMut<'_>,
-    _d_weight: ViewMut<'_>,
-    _d_log_probs: View<'_>,
-    _d_entropy: Option<View<'_>>,
-    _hidden: View<'_>,
-    _weight: View<'_>,
-    _targets: View<'_>,
-    _lse: View<'_>,
-    _entropy: View<'_>,
-    _temperature: f32,
+    d_hidden: ViewMut<'_>,
+    d_weight: ViewMut<'_>,
+    d_log_probs: View<'_>,
+    d_entropy: Option<View<'_>>,
+    hidden: View<'_>,
+    weight: View<'_>,
+    targets: View<'_>,
+    lse: View<'_>,
+    entropy: View<'_>,
+    temperature: f32,
 ) -> Result<()> {
-    todo!()
+    const OP: &str = "log_prob.backward";
+    let mut dims = NamedDims::new(OP);
+    let problem = problem(OP, &mut dims, hidden, weight, targets, temperature)?;
+    dims.bind("d_hidden", d_hidden.dims(), ["tokens", "hidden"])?;
+    dims.bind("d_weight", d_weight.dims(), ["vocabulary", "hidden"])?;
+    arguments::same_dtype(OP, "d_hidden", d_hidden.as_view(), hidden.dtype())?;
+    arguments::dtype::<f32>(OP, "d_weight", d_weight.as_view())?;
+    let mut vector = |name, view: View<'_>| dims.bind(name, view.dims(), ["tokens"]);
+    vector("d_log_probs", d_log_probs)?;
+    vector("lse", lse)?;
+    vector("entropy", entropy)?;
+    d_entropy.map(|d_entropy| vector("d_entropy", d_entropy)).transpose()?;
+    let d_entropy = d_entropy.map(|view| arguments::slice::<f32>(OP, "d_entropy", view));
+    let loss = Loss {
+        d_log_probs: arguments::slice(OP, "d_log_probs", d_log_probs)?,
+        d_entropy: d_entropy.transpose()?,
+        lse: arguments::slice(OP, "lse", lse)?,
+        entropy: arguments::slice(OP, "entropy", entropy)?,
+    };
+    match hidden.device() {
+        Device::Cpu => arguments::with_float!(hidden.dtype(), E => {
+            cpu::backward::<E>(d_hidden, d_weight, loss, problem)
+        }),
+        device => Err(arguments::no_version(OP, device)),
+    }
+}
+
+/// 1/temperature: every user of a distribution at a temperature multiplies its logits by this.
+pub(crate) fn inverse(operation: &'static str, temperature: f32) -> Result<f32> {
+    let inverse = 1.0 / temperature;
+    if inverse > 0.0 && inverse.is_finite() {
+        return Ok(inverse);
+    }
+    let message = format!("the temperature is {temperature}, expected a finite number above 1e-38");
+    Err(arguments::value(operation, message))
+}
+
+/// What both directions take.
+#[derive(Clone, Copy)]
+struct Problem<'a> {
+    hidden: View<'a>,
+    weight: View<'a>,
+    targets: &'a [u32],
+    inverse_temperature: f32,
+}
+
+/// What the backward direction takes beside: one value a token.
+#[derive(Clone, Copy)]
+struct Loss<'a> {
+    d_log_probs: &'a [f32],
+    d_entropy: Option<&'a [f32]>,
+    lse: &'a [f32],
+    entropy: &'a [f32],
+}
+
+fn problem<'a>(
+    operation: &'static str,
+    dims: &mut NamedDims,
+    hidden: View<'a>,
+    weight: View<'a>,
+    targets: View<'a>,
+    temperature: f32,
+) -> Result<Problem<'a>> {
+    dims.bind("hidden", hidden.dims(), ["tokens", "hidden"])?;
+    dims.bind("weight", weight.dims(), ["vocabulary", "hidden"])?;
+    dims.bind("targets", targets.dims(), ["tokens"])?;
+    arguments::float(operation, "hidden", hidden)?;
+    arguments::same_dtype(operation, "weight", weight, hidden.dtype())?;
+    let targets = arguments::slice::<u32>(operation, "targets", targets)?;
+    let vocabulary = weight.dim(0);
+    if let Some(t) = targets.iter().position(|&target| target as usize >= vocabulary) {
+        let target = targets[t];
+        let message = format!("targets[{t}] is {target}, expected an id below {vocabulary}");
+        return Err(arguments::value(operation, message));
+    }
+    let inverse_temperature = inverse(operation, temperature)?;
+    Ok(Problem { hidden, weight, targets, inverse_temperature })
 }
