@@ -100,6 +100,18 @@ pub(crate) fn value(operation: &'static str, message: impl std::fmt::Display) ->
 
 fn dense<E: Element>(operation: &'static str, tensor: &'static str, view: View<'_>) -> Result<()> {
     dtype::<E>(operation, tensor, view)?;
+    contiguous(operation, tensor, view)
+}
+
+/// Checks that a tensor's rows follow each other without gaps.
+///
+/// # Errors
+/// A sentence that names the tensor.
+pub(crate) fn contiguous(
+    operation: &'static str,
+    tensor: &'static str,
+    view: View<'_>,
+) -> Result<()> {
     if view.is_contiguous() {
         return Ok(());
     }
