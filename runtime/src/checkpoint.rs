@@ -1,1 +1,0 @@
-//! Checkpoint folders, written so that a crash leaves the old one or the new one.

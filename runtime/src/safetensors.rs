@@ -1,1 +1,0 @@
-//! Safetensors, read by memory map and written atomically.
