@@ -9,9 +9,13 @@
 //!
 //! Sources: Dao et al., arXiv 2205.14135 and 2307.08691; Ainslie et al., arXiv 2305.13245.
 
-use prime_runtime::{Result, View, ViewMut};
+use prime_runtime::{DType, Device, Error, NamedDims, Result, View, ViewMut};
 
 pub mod check;
+mod cpu;
+pub mod reference;
+#[cfg(test)]
+mod tests;
 
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,21 +26,76 @@ pub enum Mask {
     Full,
 }
 
+/// The rows of one sequence: its queries are the last `new` of its `keys` tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// First row in `q`.
+    pub query: usize,
+    /// Rows in `q`.
+    pub new: usize,
+    /// First row in `k` and `v`.
+    pub key: usize,
+    /// Rows in `k` and `v`.
+    pub keys: usize,
+}
+
+impl Span {
+    /// A row of `spans` of [`decode`].
+    pub fn of_row(row: &[u32]) -> Span {
+        let [query, new, key, keys] = [0, 1, 2, 3].map(|i| row[i] as usize);
+        Span { query, new, key, keys }
+    }
+
+    /// A sequence of [`forward`].
+    pub fn of_cu_seqlens(cu_seqlens: &View<'_>, sequence: usize) -> Span {
+        let start = cu_seqlens.row::<u32>(sequence)[0] as usize;
+        let length = cu_seqlens.row::<u32>(sequence + 1)[0] as usize - start;
+        Span { query: start, new: length, key: start, keys: length }
+    }
+
+    /// How many keys the query of this index sees: those before it and its own, or all.
+    pub fn visible(&self, index: usize, mask: Mask) -> usize {
+        match mask {
+            Mask::Causal => self.keys - self.new + index + 1,
+            Mask::Full => self.keys,
+        }
+    }
+}
+
 /// Attention of every token over its own sequence.
 ///
 /// # Errors
 /// When shapes or dtypes disagree, `heads` is not a multiple of `kv_heads`, or `cu_seqlens` is not cumulative.
 pub fn forward(
-    _out: ViewMut<'_>,
-    _lse: ViewMut<'_>,
-    _q: View<'_>,
-    _k: View<'_>,
-    _v: View<'_>,
-    _cu_seqlens: View<'_>,
-    _scale: f32,
-    _mask: Mask,
+    out: ViewMut<'_>,
+    lse: ViewMut<'_>,
+    q: View<'_>,
+    k: View<'_>,
+    v: View<'_>,
+    cu_seqlens: View<'_>,
+    scale: f32,
+    mask: Mask,
 ) -> Result<()> {
-    todo!()
+    let operation = "attention.forward";
+    let mut dims = NamedDims::new(operation);
+    dims.bind("q", q.dims(), ["tokens", "heads", "head_dim"])?;
+    dims.bind("k", k.dims(), ["tokens", "kv_heads", "head_dim"])?;
+    dims.bind("v", v.dims(), ["tokens", "kv_heads", "head_dim"])?;
+    dims.bind("out", out.dims(), ["tokens", "heads", "head_dim"])?;
+    dims.bind("lse", lse.dims(), ["tokens", "heads"])?;
+    dims.bind("cu_seqlens", cu_seqlens.dims(), ["sequences + 1"])?;
+    check_heads(&dims)?;
+    let storage = [("q", q.dtype()), ("k", k.dtype()), ("v", v.dtype()), ("out", out.dtype())];
+    check_storage(operation, &storage)?;
+    check_dtype(operation, "lse", lse.dtype(), DType::F32)?;
+    check_dtype(operation, "cu_seqlens", cu_seqlens.dtype(), DType::U32)?;
+    match q.device() {
+        Device::Cpu => {
+            check_cumulative(&dims, cu_seqlens)?;
+            cpu::forward(out, lse, q, k, v, cu_seqlens, scale, mask)
+        }
+        other => Err(Error::Device(format!("{operation} does not run on {other}"))),
+    }
 }
 
 /// Gradients of [`forward`], all overwritten, in the inputs' dtype; deterministic.
@@ -44,36 +103,193 @@ pub fn forward(
 /// # Errors
 /// As for [`forward`].
 pub fn backward(
-    _d_q: ViewMut<'_>,
-    _d_k: ViewMut<'_>,
-    _d_v: ViewMut<'_>,
-    _d_out: View<'_>,
-    _q: View<'_>,
-    _k: View<'_>,
-    _v: View<'_>,
-    _out: View<'_>,
-    _lse: View<'_>,
-    _cu_seqlens: View<'_>,
-    _scale: f32,
-    _mask: Mask,
+    d_q: ViewMut<'_>,
+    d_k: ViewMut<'_>,
+    d_v: ViewMut<'_>,
+    d_out: View<'_>,
+    q: View<'_>,
+    k: View<'_>,
+    v: View<'_>,
+    out: View<'_>,
+    lse: View<'_>,
+    cu_seqlens: View<'_>,
+    scale: f32,
+    mask: Mask,
 ) -> Result<()> {
-    todo!()
+    let operation = "attention.backward";
+    let mut dims = NamedDims::new(operation);
+    dims.bind("q", q.dims(), ["tokens", "heads", "head_dim"])?;
+    dims.bind("k", k.dims(), ["tokens", "kv_heads", "head_dim"])?;
+    dims.bind("v", v.dims(), ["tokens", "kv_heads", "head_dim"])?;
+    dims.bind("out", out.dims(), ["tokens", "heads", "head_dim"])?;
+    dims.bind("d_out", d_out.dims(), ["tokens", "heads", "head_dim"])?;
+    dims.bind("d_q", d_q.dims(), ["tokens", "heads", "head_dim"])?;
+    dims.bind("d_k", d_k.dims(), ["tokens", "kv_heads", "head_dim"])?;
+    dims.bind("d_v", d_v.dims(), ["tokens", "kv_heads", "head_dim"])?;
+    dims.bind("lse", lse.dims(), ["tokens", "heads"])?;
+    dims.bind("cu_seqlens", cu_seqlens.dims(), ["sequences + 1"])?;
+    check_heads(&dims)?;
+    let storage = [
+        ("q", q.dtype()),
+        ("k", k.dtype()),
+        ("v", v.dtype()),
+        ("out", out.dtype()),
+        ("d_out", d_out.dtype()),
+        ("d_q", d_q.dtype()),
+        ("d_k", d_k.dtype()),
+        ("d_v", d_v.dtype()),
+    ];
+    check_storage(operation, &storage)?;
+    check_dtype(operation, "lse", lse.dtype(), DType::F32)?;
+    check_dtype(operation, "cu_seqlens", cu_seqlens.dtype(), DType::U32)?;
+    match q.device() {
+        Device::Cpu => {
+            check_cumulative(&dims, cu_seqlens)?;
+            cpu::backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask)
+        }
+        other => Err(Error::Device(format!("{operation} does not run on {other}"))),
+    }
 }
 
 /// Causal attention of new tokens over a cache that already holds their own keys and values.
 ///
 /// `q` and `out` are `[new_tokens, heads, head_dim]`; `keys` and `values` are `[cache_rows, kv_heads, head_dim]`. `spans` is `[sequences, 4]` (u32), a row a sequence:
 /// first row in `q`, number of new tokens, first row in the cache, number of cached tokens (the new ones included, at the end).
+/// The rows in `q` of one span come after those of the span before; rows of `out` in no span keep their values.
 ///
 /// # Errors
-/// When shapes or dtypes disagree, or a span is out of bounds.
+/// When shapes or dtypes disagree, or a span is out of bounds or overlaps the one before.
 pub fn decode(
-    _out: ViewMut<'_>,
-    _q: View<'_>,
-    _keys: View<'_>,
-    _values: View<'_>,
-    _spans: View<'_>,
-    _scale: f32,
+    out: ViewMut<'_>,
+    q: View<'_>,
+    keys: View<'_>,
+    values: View<'_>,
+    spans: View<'_>,
+    scale: f32,
 ) -> Result<()> {
-    todo!()
+    let operation = "attention.decode";
+    let mut dims = NamedDims::new(operation);
+    dims.bind("q", q.dims(), ["new_tokens", "heads", "head_dim"])?;
+    dims.bind("keys", keys.dims(), ["cache_rows", "kv_heads", "head_dim"])?;
+    dims.bind("values", values.dims(), ["cache_rows", "kv_heads", "head_dim"])?;
+    dims.bind("out", out.dims(), ["new_tokens", "heads", "head_dim"])?;
+    dims.bind("spans", spans.dims(), ["sequences", "span"])?;
+    check_heads(&dims)?;
+    if spans.dim(1) != 4 {
+        return dims.fail(format!("`spans` is {:?}, expected 4 numbers a sequence", spans.dims()));
+    }
+    let storage = [
+        ("q", q.dtype()),
+        ("keys", keys.dtype()),
+        ("values", values.dtype()),
+        ("out", out.dtype()),
+    ];
+    check_storage(operation, &storage)?;
+    check_dtype(operation, "spans", spans.dtype(), DType::U32)?;
+    match q.device() {
+        Device::Cpu => {
+            check_spans(&dims, spans)?;
+            cpu::decode(out, q, keys, values, spans, scale)
+        }
+        other => Err(Error::Device(format!("{operation} does not run on {other}"))),
+    }
+}
+
+fn check_heads(dims: &NamedDims) -> Result<()> {
+    let (heads, kv_heads) = (dims.size("heads"), dims.size("kv_heads"));
+    if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
+        return dims.fail(format!(
+            "{heads} query heads cannot share {kv_heads} key/value heads: `heads` must be a multiple of `kv_heads`"
+        ));
+    }
+    if dims.size("head_dim") == 0 {
+        return dims.fail("`head_dim` is 0, expected at least 1".to_owned());
+    }
+    Ok(())
+}
+
+/// All of one storage type, which is float32 or bfloat16.
+fn check_storage(operation: &'static str, tensors: &[(&'static str, DType)]) -> Result<()> {
+    let first = tensors[0].1;
+    for &(tensor, found) in tensors {
+        let expected = match first {
+            DType::F32 => "float32, as `q` is",
+            DType::BF16 => "bfloat16, as `q` is",
+            _ => "float32 or bfloat16",
+        };
+        if found != first || !matches!(first, DType::F32 | DType::BF16) {
+            return Err(Error::DType { operation, tensor, found, expected });
+        }
+    }
+    Ok(())
+}
+
+fn check_dtype(
+    operation: &'static str,
+    tensor: &'static str,
+    found: DType,
+    expected: DType,
+) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::DType { operation, tensor, found, expected: expected.name() })
+}
+
+fn check_cumulative(dims: &NamedDims, cu_seqlens: View<'_>) -> Result<()> {
+    let (entries, tokens) = (dims.size("sequences + 1"), dims.size("tokens"));
+    let entry = |i: usize| cu_seqlens.row::<u32>(i)[0];
+    if entries == 0 || entry(0) != 0 {
+        return dims.fail("`cu_seqlens` must start with 0".to_owned());
+    }
+    for i in 1..entries {
+        if entry(i) < entry(i - 1) {
+            return dims.fail(format!(
+                "`cu_seqlens` falls from {} to {} at entry {i}, but must never fall",
+                entry(i - 1),
+                entry(i)
+            ));
+        }
+    }
+    if entry(entries - 1) as usize != tokens {
+        return dims.fail(format!(
+            "`cu_seqlens` ends at {}, but there are {tokens} tokens",
+            entry(entries - 1)
+        ));
+    }
+    Ok(())
+}
+
+fn check_spans(dims: &NamedDims, spans: View<'_>) -> Result<()> {
+    let (new_tokens, cache_rows) = (dims.size("new_tokens"), dims.size("cache_rows"));
+    let mut end = 0;
+    for sequence in 0..spans.dim(0) {
+        let Span { query, new, key, keys } = Span::of_row(spans.row::<u32>(sequence));
+        if query + new > new_tokens {
+            return dims.fail(format!(
+                "span {sequence} ends at row {} of `q`, which has {new_tokens}",
+                query + new
+            ));
+        }
+        if key + keys > cache_rows {
+            return dims.fail(format!(
+                "span {sequence} ends at row {} of the cache, which has {cache_rows}",
+                key + keys
+            ));
+        }
+        if new > keys {
+            return dims.fail(format!(
+                "span {sequence} has {new} new tokens but only {keys} cached, which must include the new ones"
+            ));
+        }
+        if new > 0 {
+            if query < end {
+                return dims.fail(format!(
+                    "span {sequence} starts at row {query} of `q`, but the spans before it reach row {end}"
+                ));
+            }
+            end = query + new;
+        }
+    }
+    Ok(())
 }

@@ -2,26 +2,79 @@
 //! position and frequency (the half-split order of Hugging Face checkpoints).
 //!
 //! `x` is `[tokens, heads, head_dim]` (rows may be spread out), `positions` is `[tokens]` (u32), `cos` and `sin` are float32 tables
-//! `[positions, head_dim / 2]`; frequency scaling is in the tables, which the model makes.
+//! `[positions, head_dim / 2]`; frequency scaling is in the tables, which the model makes. A pair becomes
+//! `(x1 cos - x2 sin, x2 cos + x1 sin)`, computed in float32 and rounded once.
 //!
 //! Source: Su et al., arXiv 2104.09864.
 
-use prime_runtime::{Result, View, ViewMut};
+use prime_runtime::{DType, Device, Error, NamedDims, Result, View, ViewMut};
 
 pub mod check;
+mod cpu;
+pub mod reference;
+
+/// Which way the pairs are turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Forward,
+    Backward,
+}
 
 /// Turns `x` forward.
 ///
 /// # Errors
 /// When shapes or dtypes disagree, `head_dim` is odd, or a position is outside the table.
-pub fn forward(_x: ViewMut<'_>, _positions: View<'_>, _cos: View<'_>, _sin: View<'_>) -> Result<()> {
-    todo!()
+pub fn forward(x: ViewMut<'_>, positions: View<'_>, cos: View<'_>, sin: View<'_>) -> Result<()> {
+    turn("rope.forward", "x", x, positions, cos, sin, Direction::Forward)
 }
 
 /// Turns a gradient back: a rotation's transpose is its inverse.
 ///
 /// # Errors
 /// As for [`forward`].
-pub fn backward(_d_x: ViewMut<'_>, _positions: View<'_>, _cos: View<'_>, _sin: View<'_>) -> Result<()> {
-    todo!()
+pub fn backward(d_x: ViewMut<'_>, positions: View<'_>, cos: View<'_>, sin: View<'_>) -> Result<()> {
+    turn("rope.backward", "d_x", d_x, positions, cos, sin, Direction::Backward)
+}
+
+fn turn(
+    operation: &'static str,
+    name: &'static str,
+    x: ViewMut<'_>,
+    positions: View<'_>,
+    cos: View<'_>,
+    sin: View<'_>,
+    direction: Direction,
+) -> Result<()> {
+    let mut dims = NamedDims::new(operation);
+    dims.bind(name, x.dims(), ["tokens", "heads", "head_dim"])?;
+    dims.bind("positions", positions.dims(), ["tokens"])?;
+    dims.bind("cos", cos.dims(), ["positions", "head_dim / 2"])?;
+    dims.bind("sin", sin.dims(), ["positions", "head_dim / 2"])?;
+    let head_dim = dims.size("head_dim");
+    if !head_dim.is_multiple_of(2) {
+        return dims.fail(format!("`head_dim` is {head_dim}, but pairs need an even number"));
+    }
+    if dims.size("head_dim / 2") != head_dim / 2 {
+        return dims.fail(format!(
+            "`cos` and `sin` have {} columns, but half of `head_dim` is {}",
+            dims.size("head_dim / 2"),
+            head_dim / 2
+        ));
+    }
+    let wrong = |tensor, found, expected| Err(Error::DType { operation, tensor, found, expected });
+    if !matches!(x.dtype(), DType::F32 | DType::BF16) {
+        return wrong(name, x.dtype(), "float32 or bfloat16");
+    }
+    if positions.dtype() != DType::U32 {
+        return wrong("positions", positions.dtype(), "uint32");
+    }
+    for (tensor, view) in [("cos", cos), ("sin", sin)] {
+        if view.dtype() != DType::F32 {
+            return wrong(tensor, view.dtype(), "float32");
+        }
+    }
+    match x.device() {
+        Device::Cpu => cpu::turn(operation, x, positions, cos, sin, direction),
+        other => Err(Error::Device(format!("{operation} does not run on {other}"))),
+    }
 }

@@ -1,0 +1,261 @@
+//! The host version of backward.
+//!
+//! A task is one sequence under one key/value head. It walks over blocks of keys and, for each, over tiles of queries: the
+//! weights are computed again from q, k and the log-sum-exp, d_k and d_v of the block stay in the cache, and d_q
+//! collects in float32 memory. Every element of every gradient is one chain in the order of keys or of queries.
+
+use prime_runtime::{DType, Element, Result, SharedMut, View, ViewMut, bf16};
+
+use super::pack::{self, Block};
+use super::product::{Strided, product};
+use super::{Heads, KEYS, LANES, tree};
+use crate::attention::{Mask, Span};
+use crate::simd::multiversion;
+use crate::{math, parallel, scratch};
+
+pub(in crate::attention) fn backward(
+    d_q: ViewMut<'_>,
+    d_k: ViewMut<'_>,
+    d_v: ViewMut<'_>,
+    d_out: View<'_>,
+    q: View<'_>,
+    k: View<'_>,
+    v: View<'_>,
+    out: View<'_>,
+    lse: View<'_>,
+    cu_seqlens: View<'_>,
+    scale: f32,
+    mask: Mask,
+) -> Result<()> {
+    let (d_q, d_k, d_v) = (d_q.shared(), d_k.shared(), d_v.shared());
+    let call = Call { d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask };
+    match q.dtype() {
+        DType::F32 => sequences::<f32>(&call),
+        DType::BF16 => sequences::<bf16>(&call),
+        other => unreachable!("{other} was refused by the checks"),
+    }
+}
+
+/// What the tasks of one call share.
+struct Call<'a> {
+    d_q: SharedMut<'a>,
+    d_k: SharedMut<'a>,
+    d_v: SharedMut<'a>,
+    d_out: View<'a>,
+    q: View<'a>,
+    k: View<'a>,
+    v: View<'a>,
+    out: View<'a>,
+    lse: View<'a>,
+    cu_seqlens: View<'a>,
+    scale: f32,
+    mask: Mask,
+}
+
+/// The working memory of one task; rows are (token, head of the group).
+struct Memory<'a> {
+    queries: &'a mut [f32],    // (rows, padded)
+    d_out: &'a mut [f32],      // (rows, padded)
+    keys: &'a mut [f32],       // (KEYS, padded)
+    keys_t: &'a mut [f32],     // (head_dim, KEYS)
+    values_t: &'a mut [f32],   // (head_dim, KEYS)
+    d_keys: &'a mut [f32],     // (KEYS, padded)
+    d_values: &'a mut [f32],   // (KEYS, padded)
+    weights: &'a mut [f32],    // (rows, KEYS)
+    d_scores: &'a mut [f32],   // (rows, KEYS)
+}
+
+impl<'a> Memory<'a> {
+    fn size(heads: Heads) -> usize {
+        let rows = (heads.tile() * heads.group).next_multiple_of(LANES);
+        2 * rows * heads.padded + 5 * KEYS * heads.padded + 2 * rows * KEYS
+    }
+
+    fn of(memory: &'a mut [f32], heads: Heads) -> Self {
+        let rows = (heads.tile() * heads.group).next_multiple_of(LANES);
+        let (queries, memory) = memory.split_at_mut(rows * heads.padded);
+        let (d_out, memory) = memory.split_at_mut(rows * heads.padded);
+        let (keys, memory) = memory.split_at_mut(KEYS * heads.padded);
+        let (keys_t, memory) = memory.split_at_mut(KEYS * heads.padded);
+        let (values_t, memory) = memory.split_at_mut(KEYS * heads.padded);
+        let (d_keys, memory) = memory.split_at_mut(KEYS * heads.padded);
+        let (d_values, memory) = memory.split_at_mut(KEYS * heads.padded);
+        let (weights, d_scores) = memory.split_at_mut(rows * KEYS);
+        Memory { queries, d_out, keys, keys_t, values_t, d_keys, d_values, weights, d_scores }
+    }
+}
+
+/// Of all rows of one task; rows are (token, head of the group).
+struct Rows<'a> {
+    d_queries: &'a mut [f32], // (rows, padded)
+    lse: &'a mut [f32],       // (rows)
+    mean: &'a mut [f32],      // (rows): d_out times out, added; the mean of the weights' gradients
+}
+
+fn sequences<E: Element>(call: &Call<'_>) -> Result<()> {
+    let heads = Heads::new(&call.q, &call.k);
+    let (tokens, sequences) = (call.q.dim(0), call.cu_seqlens.dim(0) - 1);
+    let all_rows = tokens * heads.kv_heads * heads.group;
+    let mut d_queries = scratch::take::<f32>(all_rows * heads.padded)?;
+    let mut lse = scratch::take::<f32>(all_rows)?;
+    let mut mean = scratch::take::<f32>(all_rows)?;
+    let d_queries = ViewMut::from_slice(&mut d_queries, &[1, all_rows * heads.padded]).shared();
+    let lse = ViewMut::from_slice(&mut lse, &[1, all_rows]).shared();
+    let mean = ViewMut::from_slice(&mut mean, &[1, all_rows]).shared();
+    let tasks = sequences * heads.kv_heads;
+    let each = Memory::size(heads);
+    let mut memory = scratch::take::<f32>(each * parallel::pieces(tasks))?;
+    parallel::ranges_with(tasks, 1, &mut memory, each, |range, memory| {
+        let mut memory = Memory::of(memory, heads);
+        for task in range {
+            let (sequence, kv_head) = (task / heads.kv_heads, task % heads.kv_heads);
+            let span = Span::of_cu_seqlens(&call.cu_seqlens, sequence);
+            let count = span.new * heads.group;
+            let start = span.query * heads.kv_heads * heads.group + kv_head * count;
+            let (range, wide) = (start..start + count, start * heads.padded..(start + count) * heads.padded);
+            // SAFETY: the ranges of different sequences and heads do not overlap.
+            let mut rows = unsafe {
+                Rows {
+                    d_queries: d_queries.part_mut(0, wide),
+                    lse: lse.part_mut(0, range.clone()),
+                    mean: mean.part_mut(0, range),
+                }
+            };
+            sequence_head::<E>(call, heads, span, kv_head, &mut rows, &mut memory);
+        }
+    });
+    Ok(())
+}
+
+/// One sequence under one key/value head.
+fn sequence_head<E: Element>(
+    call: &Call<'_>,
+    heads: Heads,
+    span: Span,
+    kv_head: usize,
+    rows: &mut Rows<'_>,
+    memory: &mut Memory<'_>,
+) {
+    let Heads { group, head_dim, padded, .. } = heads;
+    let columns = |row: Block| row.column..row.column + row.heads * head_dim;
+    rows.d_queries.fill(0.0);
+    for token in 0..span.new {
+        let row = span.query + token;
+        let block = heads.queries(row, 1, kv_head);
+        let out = &call.out.row::<E>(row)[columns(block)];
+        let d_out = &call.d_out.row::<E>(row)[columns(block)];
+        for (head, (out, d_out)) in out.chunks_exact(head_dim).zip(d_out.chunks_exact(head_dim)).enumerate() {
+            rows.mean[token * group + head] = dot(out, d_out);
+        }
+        let lse = &call.lse.row::<f32>(row)[kv_head * group..(kv_head + 1) * group];
+        rows.lse[token * group..(token + 1) * group].copy_from_slice(lse);
+    }
+    for start in (0..span.keys).step_by(KEYS) {
+        let keys = heads.keys(span.key + start, KEYS.min(span.keys - start), kv_head);
+        pack::widen::<E>(memory.keys, &call.k, keys);
+        pack::transpose::<E>(memory.keys_t, &call.k, keys);
+        pack::transpose::<E>(memory.values_t, &call.v, keys);
+        memory.d_keys.fill(0.0);
+        memory.d_values.fill(0.0);
+        let first_tile = if call.mask == Mask::Causal { start / heads.tile() } else { 0 };
+        for first in (first_tile * heads.tile()..span.new).step_by(heads.tile()) {
+            let tokens = heads.tile().min(span.new - first);
+            let queries = heads.queries(span.query + first, tokens, kv_head);
+            pack::widen::<E>(memory.queries, &call.q, queries);
+            pack::widen::<E>(memory.d_out, &call.d_out, queries);
+            let visible = |row: usize| {
+                span.visible(first + row / group, call.mask).saturating_sub(start).min(keys.rows)
+            };
+            let range = first * group..(first + tokens) * group;
+            let mut tile = Rows {
+                d_queries: &mut rows.d_queries[range.start * padded..range.end * padded],
+                lse: &mut rows.lse[range.clone()],
+                mean: &mut rows.mean[range],
+            };
+            block(heads, tokens * group, visible, call.scale, &mut tile, memory);
+        }
+        for key in 0..keys.rows {
+            let row = keys.first + key;
+            let columns = columns(keys);
+            // SAFETY: a task alone writes the rows of its sequence under its head.
+            let d_k = unsafe { call.d_k.part_mut::<E>(row, columns.clone()) };
+            pack::narrow(d_k, &memory.d_keys[key * padded..], 1.0);
+            // SAFETY: as above.
+            let d_v = unsafe { call.d_v.part_mut::<E>(row, columns) };
+            pack::narrow(d_v, &memory.d_values[key * padded..], 1.0);
+        }
+    }
+    for token in 0..span.new {
+        let block = heads.queries(span.query + token, 1, kv_head);
+        // SAFETY: a task alone writes the rows of its sequence under its heads.
+        let d_q = unsafe { call.d_q.part_mut::<E>(block.first, columns(block)) };
+        for (head, d_q) in d_q.chunks_exact_mut(head_dim).enumerate() {
+            pack::narrow(d_q, &rows.d_queries[(token * group + head) * padded..], 1.0);
+        }
+    }
+}
+
+/// A tile of queries with a block of keys: adds to the gradients of both.
+fn block(
+    heads: Heads,
+    rows: usize,
+    visible: impl Fn(usize) -> usize,
+    scale: f32,
+    tile: &mut Rows<'_>,
+    memory: &mut Memory<'_>,
+) {
+    let Heads { head_dim, padded, .. } = heads;
+    let Memory { queries, d_out, keys, keys_t, values_t, d_keys, d_values, weights, d_scores } = memory;
+    // The last row sees the most.
+    let seen = visible(rows - 1);
+    let columns = seen.next_multiple_of(LANES);
+    let by_rows = |values| Strided { values, row: padded, column: 1 };
+    product(weights, KEYS, by_rows(queries), keys_t, KEYS, rows, columns, head_dim, false);
+    product(d_scores, KEYS, by_rows(d_out), values_t, KEYS, rows, columns, head_dim, false);
+    for row in 0..rows {
+        let weights = &mut weights[row * KEYS..][..columns];
+        let d_scores = &mut d_scores[row * KEYS..][..columns];
+        soften(weights, d_scores, visible(row), scale, tile.lse[row], tile.mean[row]);
+    }
+    let by_keys = |values| Strided { values, row: 1, column: KEYS };
+    let d_s = Strided { values: d_scores, row: KEYS, column: 1 };
+    product(tile.d_queries, padded, d_s, keys, padded, rows, padded, seen, true);
+    product(d_keys, padded, by_keys(d_scores), queries, padded, seen, padded, rows, true);
+    product(d_values, padded, by_keys(weights), d_out, padded, seen, padded, rows, true);
+}
+
+multiversion! {
+    /// Turns one row's products of q and k into weights, and those of d_out and v into gradients of the products of q and k.
+    fn soften(
+        weights: &mut [f32],
+        d_scores: &mut [f32],
+        visible: usize,
+        scale: f32,
+        lse: f32,
+        mean: f32,
+    ) {
+        let vectors = weights.chunks_exact_mut(LANES).zip(d_scores.chunks_exact_mut(LANES));
+        for (vector, (weights, d_scores)) in vectors.enumerate() {
+            for lane in 0..LANES {
+                let seen = vector * LANES + lane < visible;
+                let weight = math::exp(weights[lane] * scale - lse);
+                let d_score = weight * (d_scores[lane] - mean) * scale;
+                weights[lane] = if seen { weight } else { 0.0 };
+                d_scores[lane] = if seen { d_score } else { 0.0 };
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// The sum of products, in lanes and then in a tree.
+    fn dot<E: Element>(a: &[E], b: &[E]) -> f32 {
+        let mut sums = [0f32; LANES];
+        for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                *sum = a.to_f32().mul_add(b.to_f32(), *sum);
+            }
+        }
+        tree(sums, |a, b| a + b)
+    }
+}
