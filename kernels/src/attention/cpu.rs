@@ -3,9 +3,10 @@
 //! A task is a few neighbouring tokens of one sequence, with all query heads of one key/value head, so that a block of keys
 //! and values is unpacked once for all of them. What a row computes does not depend on the rows of its task.
 
-use prime_runtime::{DType, Element, Result, SharedMut, View, ViewMut, bf16};
+use prime_runtime::{Element, Result, SharedMut, View, ViewMut};
 
 use super::{Mask, Span};
+use crate::arguments::with_float;
 use crate::simd::multiversion;
 use crate::{math, parallel, scratch};
 use pack::Block;
@@ -35,11 +36,7 @@ pub(super) fn forward(
     let span = |sequence| Span::of_cu_seqlens(&cu_seqlens, sequence);
     let sequences = cu_seqlens.dim(0) - 1;
     let call = Call { out: out.shared(), lse: Some(lse.shared()), q, k, v, scale, mask };
-    match q.dtype() {
-        DType::F32 => attend::<f32>(&call, sequences, span),
-        DType::BF16 => attend::<bf16>(&call, sequences, span),
-        other => unreachable!("{other} was refused by the checks"),
-    }
+    with_float!(q.dtype(), E => attend::<E>(&call, sequences, span))
 }
 
 pub(super) fn decode(
@@ -54,11 +51,7 @@ pub(super) fn decode(
     let sequences = spans.dim(0);
     let out = out.shared();
     let call = Call { out, lse: None, q, k: keys, v: values, scale, mask: Mask::Causal };
-    match q.dtype() {
-        DType::F32 => attend::<f32>(&call, sequences, span),
-        DType::BF16 => attend::<bf16>(&call, sequences, span),
-        other => unreachable!("{other} was refused by the checks"),
-    }
+    with_float!(q.dtype(), E => attend::<E>(&call, sequences, span))
 }
 
 /// The sizes of a head layout.

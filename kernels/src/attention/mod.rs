@@ -9,7 +9,9 @@
 //!
 //! Sources: Dao et al., arXiv 2205.14135 and 2307.08691; Ainslie et al., arXiv 2305.13245.
 
-use prime_runtime::{DType, Device, Error, NamedDims, Result, View, ViewMut};
+use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
+
+use crate::arguments;
 
 pub mod check;
 mod cpu;
@@ -85,16 +87,15 @@ pub fn forward(
     dims.bind("lse", lse.dims(), ["tokens", "heads"])?;
     dims.bind("cu_seqlens", cu_seqlens.dims(), ["sequences + 1"])?;
     check_heads(&dims)?;
-    let storage = [("q", q.dtype()), ("k", k.dtype()), ("v", v.dtype()), ("out", out.dtype())];
-    check_storage(operation, &storage)?;
-    check_dtype(operation, "lse", lse.dtype(), DType::F32)?;
-    check_dtype(operation, "cu_seqlens", cu_seqlens.dtype(), DType::U32)?;
+    check_storage(operation, q, &[("k", k), ("v", v), ("out", out.as_view())])?;
+    arguments::dtype::<f32>(operation, "lse", lse.as_view())?;
+    arguments::dtype::<u32>(operation, "cu_seqlens", cu_seqlens)?;
     match q.device() {
         Device::Cpu => {
             check_cumulative(&dims, cu_seqlens)?;
             cpu::forward(out, lse, q, k, v, cu_seqlens, scale, mask)
         }
-        other => Err(Error::Device(format!("{operation} does not run on {other}"))),
+        device => Err(arguments::no_version(operation, device)),
     }
 }
 
@@ -129,25 +130,18 @@ pub fn backward(
     dims.bind("lse", lse.dims(), ["tokens", "heads"])?;
     dims.bind("cu_seqlens", cu_seqlens.dims(), ["sequences + 1"])?;
     check_heads(&dims)?;
-    let storage = [
-        ("q", q.dtype()),
-        ("k", k.dtype()),
-        ("v", v.dtype()),
-        ("out", out.dtype()),
-        ("d_out", d_out.dtype()),
-        ("d_q", d_q.dtype()),
-        ("d_k", d_k.dtype()),
-        ("d_v", d_v.dtype()),
-    ];
-    check_storage(operation, &storage)?;
-    check_dtype(operation, "lse", lse.dtype(), DType::F32)?;
-    check_dtype(operation, "cu_seqlens", cu_seqlens.dtype(), DType::U32)?;
+    let inputs = [("k", k), ("v", v), ("out", out), ("d_out", d_out)];
+    check_storage(operation, q, &inputs)?;
+    let gradients = [("d_q", d_q.as_view()), ("d_k", d_k.as_view()), ("d_v", d_v.as_view())];
+    check_storage(operation, q, &gradients)?;
+    arguments::dtype::<f32>(operation, "lse", lse)?;
+    arguments::dtype::<u32>(operation, "cu_seqlens", cu_seqlens)?;
     match q.device() {
         Device::Cpu => {
             check_cumulative(&dims, cu_seqlens)?;
             cpu::backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask)
         }
-        other => Err(Error::Device(format!("{operation} does not run on {other}"))),
+        device => Err(arguments::no_version(operation, device)),
     }
 }
 
@@ -178,20 +172,14 @@ pub fn decode(
     if spans.dim(1) != 4 {
         return dims.fail(format!("`spans` is {:?}, expected 4 numbers a sequence", spans.dims()));
     }
-    let storage = [
-        ("q", q.dtype()),
-        ("keys", keys.dtype()),
-        ("values", values.dtype()),
-        ("out", out.dtype()),
-    ];
-    check_storage(operation, &storage)?;
-    check_dtype(operation, "spans", spans.dtype(), DType::U32)?;
+    check_storage(operation, q, &[("keys", keys), ("values", values), ("out", out.as_view())])?;
+    arguments::dtype::<u32>(operation, "spans", spans)?;
     match q.device() {
         Device::Cpu => {
             check_spans(&dims, spans)?;
             cpu::decode(out, q, keys, values, spans, scale)
         }
-        other => Err(Error::Device(format!("{operation} does not run on {other}"))),
+        device => Err(arguments::no_version(operation, device)),
     }
 }
 
@@ -209,31 +197,15 @@ fn check_heads(dims: &NamedDims) -> Result<()> {
 }
 
 /// All of one storage type, which is float32 or bfloat16.
-fn check_storage(operation: &'static str, tensors: &[(&'static str, DType)]) -> Result<()> {
-    let first = tensors[0].1;
-    for &(tensor, found) in tensors {
-        let expected = match first {
-            DType::F32 => "float32, as `q` is",
-            DType::BF16 => "bfloat16, as `q` is",
-            _ => "float32 or bfloat16",
-        };
-        if found != first || !matches!(first, DType::F32 | DType::BF16) {
-            return Err(Error::DType { operation, tensor, found, expected });
-        }
-    }
-    Ok(())
-}
-
-fn check_dtype(
+fn check_storage(
     operation: &'static str,
-    tensor: &'static str,
-    found: DType,
-    expected: DType,
+    q: View<'_>,
+    others: &[(&'static str, View<'_>)],
 ) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::DType { operation, tensor, found, expected: expected.name() })
+    arguments::float(operation, "q", q)?;
+    others.iter().try_for_each(|&(tensor, view)| {
+        arguments::same_dtype(operation, tensor, view, q.dtype())
+    })
 }
 
 fn check_cumulative(dims: &NamedDims, cu_seqlens: View<'_>) -> Result<()> {

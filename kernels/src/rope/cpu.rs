@@ -1,8 +1,9 @@
 //! The host version: tokens spread over cores, the pairs of a head over vector lanes.
 
-use prime_runtime::{DType, Element, Error, Result, View, ViewMut, bf16};
+use prime_runtime::{Element, Error, Result, View, ViewMut};
 
 use super::Direction;
+use crate::arguments::with_float;
 use crate::parallel;
 use crate::simd::multiversion;
 
@@ -29,11 +30,7 @@ pub(super) fn turn(
             });
         }
     }
-    match x.dtype() {
-        DType::F32 => rows::<f32>(x, positions, cos, sin, direction),
-        DType::BF16 => rows::<bf16>(x, positions, cos, sin, direction),
-        other => unreachable!("{other} was refused by the checks"),
-    }
+    with_float!(x.dtype(), E => rows::<E>(x, positions, cos, sin, direction));
     Ok(())
 }
 

@@ -7,7 +7,9 @@
 //!
 //! Source: Su et al., arXiv 2104.09864.
 
-use prime_runtime::{DType, Device, Error, NamedDims, Result, View, ViewMut};
+use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
+
+use crate::arguments;
 
 pub mod check;
 mod cpu;
@@ -61,20 +63,12 @@ fn turn(
             head_dim / 2
         ));
     }
-    let wrong = |tensor, found, expected| Err(Error::DType { operation, tensor, found, expected });
-    if !matches!(x.dtype(), DType::F32 | DType::BF16) {
-        return wrong(name, x.dtype(), "float32 or bfloat16");
-    }
-    if positions.dtype() != DType::U32 {
-        return wrong("positions", positions.dtype(), "uint32");
-    }
-    for (tensor, view) in [("cos", cos), ("sin", sin)] {
-        if view.dtype() != DType::F32 {
-            return wrong(tensor, view.dtype(), "float32");
-        }
-    }
+    arguments::float(operation, name, x.as_view())?;
+    arguments::dtype::<u32>(operation, "positions", positions)?;
+    arguments::dtype::<f32>(operation, "cos", cos)?;
+    arguments::dtype::<f32>(operation, "sin", sin)?;
     match x.device() {
         Device::Cpu => cpu::turn(operation, x, positions, cos, sin, direction),
-        other => Err(Error::Device(format!("{operation} does not run on {other}"))),
+        device => Err(arguments::no_version(operation, device)),
     }
 }

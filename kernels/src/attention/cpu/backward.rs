@@ -4,11 +4,12 @@
 //! weights are computed again from q, k and the log-sum-exp, d_k and d_v of the block stay in the cache, and d_q
 //! collects in float32 memory. Every element of every gradient is one chain in the order of keys or of queries.
 
-use prime_runtime::{DType, Element, Result, SharedMut, View, ViewMut, bf16};
+use prime_runtime::{Element, Result, SharedMut, View, ViewMut};
 
 use super::pack::{self, Block};
 use super::product::{Strided, product};
 use super::{Heads, KEYS, LANES, tree};
+use crate::arguments::with_float;
 use crate::attention::{Mask, Span};
 use crate::simd::multiversion;
 use crate::{math, parallel, scratch};
@@ -29,11 +30,7 @@ pub(in crate::attention) fn backward(
 ) -> Result<()> {
     let (d_q, d_k, d_v) = (d_q.shared(), d_k.shared(), d_v.shared());
     let call = Call { d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask };
-    match q.dtype() {
-        DType::F32 => sequences::<f32>(&call),
-        DType::BF16 => sequences::<bf16>(&call),
-        other => unreachable!("{other} was refused by the checks"),
-    }
+    with_float!(q.dtype(), E => sequences::<E>(&call))
 }
 
 /// What the tasks of one call share.
