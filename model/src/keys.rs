@@ -167,3 +167,24 @@ impl Keys<'_> {
         }
     }
 }
+
+/// The special tokens that a folder's `tokenizer_config.json` names, in its order, then those of `special_tokens_map.json` that it does not.
+pub(crate) fn special_tokens(dir: &Path) -> Result<Vec<(String, String)>> {
+    let mut tokens: Vec<(String, String)> = Vec::new();
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let path = dir.join(file);
+        if !path.exists() {
+            continue;
+        }
+        let keys =
+            Keys::parse(&read_text(&path)?).map_err(|message| Error::file(&path, message))?;
+        for (key, value) in keys.map.iter().filter(|(key, _)| key.ends_with("_token")) {
+            // Written as its text or as an object that holds it.
+            let content = value.as_str().or_else(|| value.get("content")?.as_str());
+            if let Some(content) = content.filter(|_| !tokens.iter().any(|(k, _)| k == key)) {
+                tokens.push((key.clone(), content.to_string()));
+            }
+        }
+    }
+    Ok(tokens)
+}

@@ -4,6 +4,8 @@
 //! in one buffer, and [`Weights`] is that buffer.
 
 mod activations;
+mod chat_template;
+mod clock;
 mod config;
 mod decoder;
 mod error;
@@ -13,9 +15,11 @@ mod keys;
 mod layout;
 mod pack;
 mod rope;
+mod tokenizer;
 mod weights;
 
 pub use activations::{Activations, Limits, Mode};
+pub use chat_template::{ChatTemplate, Message};
 pub use config::{Architecture, Config, RopeScaling};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
@@ -24,4 +28,5 @@ pub use gradients::Gradients;
 pub use layout::{LayerLayout, Layout, NamedTensor};
 pub use pack::Pack;
 pub use rope::rope_tables;
+pub use tokenizer::{TextStream, Tokenizer};
 pub use weights::Weights;
