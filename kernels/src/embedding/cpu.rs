@@ -8,8 +8,8 @@ use crate::simd::multiversion;
 /// Elements a task copies or adds at least.
 const GRAIN: usize = 16384;
 
-/// Columns are dealt out in whole cache lines of float32.
-const BLOCK: usize = 16;
+/// Columns are dealt out in pairs of cache lines of float32, so that tasks share none.
+const BLOCK: usize = 32;
 
 pub(crate) fn forward<E: Element>(out: ViewMut<'_>, tokens: &[u32], table: View<'_>) {
     let hidden = table.dim(1);

@@ -1,11 +1,31 @@
 //! One random case against the oracle.
 
-use prime_runtime::Device;
+use prime_runtime::{Device, Tensor};
+
+use super::reference;
+use crate::testing::{Rows, any_dtype, compare, generator};
 
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
-pub fn check(_device: Device, _seed: u64) -> Result<(), String> {
-    Ok(())
+pub fn check(_device: Device, seed: u64) -> Result<(), String> {
+    let mut random = generator(seed);
+    let dtype = any_dtype(&mut random);
+    let (rows, columns) = (random.below(60), 1 + random.below(100) as usize);
+    let picked: Vec<u32> = (0..rows).filter(|_| random.below(3) == 0).collect();
+    let mut draw = |count: usize| Rows::normal(&mut random, dtype, count, columns, 1.0);
+    let (x, d_out) = (draw(rows as usize), draw(picked.len()));
+    let (mut out, mut d_x) = (draw(picked.len()), draw(rows as usize));
+    let ids = Tensor::from_slice(&picked, &[picked.len()]).map_err(|error| error.to_string())?;
+
+    super::forward(out.view_mut(), x.view(), ids.view()).map_err(|error| error.to_string())?;
+    let expected = reference::forward(&x.to_f64(), &picked, columns);
+    compare("out", &out.to_f64(), &expected, |_| 0.0)?;
+    out.untouched_beside("out")?;
+
+    super::backward(d_x.view_mut(), d_out.view(), ids.view()).map_err(|error| error.to_string())?;
+    let expected = reference::backward(&d_out.to_f64(), &picked, rows as usize, columns);
+    compare("d_x", &d_x.to_f64(), &expected, |_| 0.0)?;
+    d_x.untouched_beside("d_x")
 }
