@@ -69,12 +69,12 @@ pub(crate) fn update(
                 [&master, &m, &v].map(|whole| unsafe { whole.part_mut::<f32>(0, block.clone()) });
             update_block(w, m, v, &gradient[block.clone()], factors);
             let Some(compute) = compute else { continue };
-            // SAFETY: as above.
-            match dtype {
-                Some(DType::BF16) => {
-                    cast::cpu::convert(unsafe { compute.part_mut::<bf16>(0, block) }, w);
-                }
-                _ => unsafe { compute.part_mut::<f32>(0, block) }.copy_from_slice(w),
+            if dtype == Some(DType::BF16) {
+                // SAFETY: as above.
+                cast::cpu::convert(unsafe { compute.part_mut::<bf16>(0, block) }, w);
+            } else {
+                // SAFETY: as above.
+                unsafe { compute.part_mut::<f32>(0, block) }.copy_from_slice(w);
             }
         }
     });

@@ -60,9 +60,9 @@ fn a_weight_s_gradient_over_micro_batches_has_the_bits_of_one_batch() {
     let x = x.view().reshape(&heads(40));
     let d_out = d_out.view().reshape(&heads(40));
     super::forward(out.view_mut(), rstd.view_mut(), x, weight.view(), 1e-6).unwrap();
-    let gradient = |cuts: &[std::ops::Range<usize>]| {
+    let gradient = |cuts: &[usize]| {
         let mut d_weight = zeros(DType::F32, &[48]);
-        for cut in cuts {
+        for cut in cuts.windows(2).map(|ends| ends[0]..ends[1]) {
             let mut d_x = zeros(DType::BF16, &heads(cut.len()));
             super::backward(
                 d_x.view_mut(),
@@ -77,7 +77,7 @@ fn a_weight_s_gradient_over_micro_batches_has_the_bits_of_one_batch() {
         }
         d_weight.view().to_f32_vec()
     };
-    assert_eq!(gradient(&[0..40]), gradient(&[0..1, 1..1, 1..30, 30..40]));
+    assert_eq!(gradient(&[0, 40]), gradient(&[0, 1, 1, 30, 40]));
 }
 
 #[test]
