@@ -1,6 +1,6 @@
 //! A decoder: its configuration, its weights in one flat arena, its tokenizer and its chat template.
 //!
-//! A model folder is a Hugging Face folder. [`Config`] reads its `config.json`, [`Layout`] says where every parameter lies
+//! A model folder is a Hugging Face folder: [`folder`] writes it, [`Config`] reads its `config.json`, [`Layout`] says where every parameter lies
 //! in one buffer, and [`Weights`] is that buffer.
 
 mod activations;
@@ -9,6 +9,7 @@ mod clock;
 mod config;
 mod decoder;
 mod error;
+pub mod folder;
 mod generate;
 mod gradients;
 mod keys;

@@ -1,13 +1,15 @@
 //! The parameters of a model: one flat tensor and its layout.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use prime_runtime::random::{self, Stream};
-use prime_runtime::{DType, Device, Element, Tensor, View, bf16};
+use prime_runtime::safetensors::{Dtype, Folder};
+use prime_runtime::{DType, Device, Element, Tensor, View, ViewMut, bf16};
 use rayon::prelude::*;
 
-use crate::{Config, Error, Layout, Result};
+use crate::{Config, Error, Layout, Result, keys};
 
 /// All parameters of a model in one buffer, float32 or bfloat16.
 #[derive(Debug)]
@@ -71,6 +73,25 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Reads the safetensors of a folder, converted to `dtype` straight from the mapped files.
+    ///
+    /// # Errors
+    /// As for [`Weights::zeros`], and a sentence with the tensor's name when one is missing, has another shape, is of no float type, or is not of this model.
+    pub fn load(dir: &Path, config: &Config, dtype: DType) -> Result<Weights> {
+        config.validate()?;
+        let folder = Folder::open(dir)?;
+        let layout = Layout::new(config);
+        // Before memory is reserved: a configuration that does not fit its files may ask for any amount.
+        check_names(&folder, &layout)?;
+        check_shapes(&folder, &layout)?;
+        let mut weights = Weights::zeros(config, Device::Cpu, dtype)?;
+        match dtype {
+            DType::F32 => read::<f32>(&folder, &layout, weights.data.as_mut_slice())?,
+            _ => read::<bf16>(&folder, &layout, weights.data.as_mut_slice())?,
+        }
+        Ok(weights)
+    }
+
     /// Where each parameter lies.
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
@@ -102,6 +123,94 @@ impl Weights {
     fn slice_mut<E: Element>(&mut self, range: Range<usize>) -> &mut [E] {
         &mut self.data.as_mut_slice::<E>()[range]
     }
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const LM_HEAD: &str = "lm_head.weight";
+
+/// Checks that the files hold every tensor of the layout and nothing that would be lost.
+fn check_names(folder: &Folder, layout: &Layout) -> Result<()> {
+    let fail = |message: String| Err(Error::file(folder.path(), message));
+    let missing = |name: &str| folder.tensor(name).is_none();
+    if !layout.tied && missing(LM_HEAD) && !missing(EMBEDDING) {
+        return fail(format!(
+            "there is no tensor `{LM_HEAD}`, but `tie_word_embeddings` is false: the final projection has no weights"
+        ));
+    }
+    let absent =
+        layout.tensors.iter().map(|tensor| tensor.name.as_str()).filter(|name| missing(name));
+    if let Some(sentence) = some_of(absent) {
+        return fail(format!("the model needs tensors that the files do not hold: {sentence}"));
+    }
+    let known: std::collections::HashSet<&str> =
+        layout.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    // Older programs saved the rotary frequencies, which follow from the configuration.
+    let strange = folder.names().filter(|name| {
+        !known.contains(name) && *name != LM_HEAD && !name.ends_with(".rotary_emb.inv_freq")
+    });
+    if let Some(sentence) = some_of(strange) {
+        return fail(format!(
+            "the files hold tensors that this model has no place for: {sentence}; is config.json of another model?"
+        ));
+    }
+    if let (true, Some(head), Some(embedding)) =
+        (layout.tied, folder.tensor(LM_HEAD), folder.tensor(EMBEDDING))
+        && (head.dtype, head.bytes) != (embedding.dtype, embedding.bytes)
+    {
+        return fail(format!(
+            "`tie_word_embeddings` is true, but `{LM_HEAD}` and `{EMBEDDING}` differ: which one is meant?"
+        ));
+    }
+    Ok(())
+}
+
+/// Up to three names and how many more there are; none when there are none.
+fn some_of<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let names: Vec<&str> = names.collect();
+    let shown: Vec<_> =
+        names.iter().take(3).map(|name| format!("`{}`", keys::short(name))).collect();
+    match names.len() {
+        0 => None,
+        1..=3 => Some(shown.join(", ")),
+        count => Some(format!("{} and {} more", shown.join(", "), count - 3)),
+    }
+}
+
+fn check_shapes(folder: &Folder, layout: &Layout) -> Result<()> {
+    for expected in &layout.tensors {
+        let Some(found) = folder.tensor(&expected.name) else { continue };
+        if found.dims != expected.dims {
+            return Err(Error::file(
+                folder.path(),
+                format!(
+                    "tensor `{}` has shape {:?}, but config.json makes it {:?}",
+                    expected.name, found.dims, expected.dims
+                ),
+            ));
+        }
+        if !matches!(found.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+            return Err(Error::file(
+                folder.path(),
+                format!("tensor `{}` is {}, expected F32, BF16 or F16", expected.name, found.dtype),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn read<E: Element>(folder: &Folder, layout: &Layout, mut data: &mut [E]) -> Result<()> {
+    let mut parts = Vec::with_capacity(layout.tensors.len());
+    let mut start = 0;
+    for tensor in &layout.tensors {
+        let (_, rest) = data.split_at_mut(tensor.range.start - start);
+        let (part, rest) = rest.split_at_mut(tensor.range.len());
+        parts.push((tensor, part));
+        (data, start) = (rest, tensor.range.end);
+    }
+    parts.into_par_iter().try_for_each(|(tensor, part)| {
+        folder.read_into(&tensor.name, &mut ViewMut::from_slice(part, &tensor.dims))
+    })?;
+    Ok(())
 }
 
 /// Normal numbers of one tensor's own stream: each block of four elements depends on its place alone.
