@@ -1,1 +1,4 @@
-//! To come.
+//! PRIME: process reinforcement through implicit rewards.
+
+pub mod graders;
+pub mod tasks;
