@@ -1,0 +1,229 @@
+//! What a replay computes with, and how settings are written on the command line.
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use prime_kernels::policy_loss::Clip;
+
+use crate::step::{Aggregation, Form, Granularity, ProcessNorm, advantage, implicit_reward};
+
+/// The settings of a replay, by the names that [`ReplaySettings::set`] takes, with what they mean.
+pub const KEYS: &[(&str, &str)] = &[
+    (
+        "beta",
+        "scale of the PRM's log-ratio, in its loss and, but for prime-repo, in the process rewards",
+    ),
+    ("process_norm", "what process rewards are divided by: batch_norm or none"),
+    ("granularity", "where process rewards are given: token, step or whole"),
+    ("outcome_coef", "weight of the outcome part of the return"),
+    ("process_coef", "weight of the process part of the return"),
+    ("process_gamma", "discount of the process part of the return, 0 to 1"),
+    ("clip", "sets clip_low and clip_high alike"),
+    ("clip_low", "the ratio's lower bound is 1 - clip_low"),
+    ("clip_high", "the ratio's upper bound is 1 + clip_high"),
+    ("dual_clip", "bound on the loss where the advantage is negative, above 1; or none"),
+    (
+        "aggregation",
+        "token-mean, seq-mean-token-sum, seq-mean-token-mean or seq-mean-token-sum-norm",
+    ),
+    (
+        "max_response_length",
+        "divisor of seq-mean-token-sum-norm; the longest response where it is not given",
+    ),
+];
+
+/// What a replay computes with. [`ReplaySettings::published`] gives the values each form was published with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplaySettings {
+    /// The published form.
+    pub form: Form,
+    /// Scale of the log-ratio.
+    pub beta: f64,
+    /// What process rewards are divided by.
+    pub process_norm: ProcessNorm,
+    /// Where process rewards are given.
+    pub granularity: Granularity,
+    /// Weight of the outcome part of the return.
+    pub outcome_coef: f64,
+    /// Weight of the process part of the return.
+    pub process_coef: f64,
+    /// Discount of the process part of the return.
+    pub process_gamma: f64,
+    /// The ratio's lower bound is 1 - this.
+    pub clip_low: f64,
+    /// The ratio's upper bound is 1 + this.
+    pub clip_high: f64,
+    /// For negative advantages the loss is at most -A times this.
+    pub dual_clip: Option<f64>,
+    /// How token losses make the loss of the batch.
+    pub aggregation: Aggregation,
+    /// The divisor of [`Aggregation::SeqMeanTokenSumNorm`]; the longest response where it is not given.
+    pub max_response_length: Option<usize>,
+}
+
+impl ReplaySettings {
+    /// The settings that a form was published with. In all: beta 0.05, rewards at every token, no discount, clipping
+    /// at 0.2 on both sides, token-mean. `paper`: no normalisation, coefficients 1. `prime-repo`: `batch_norm`,
+    /// coefficients 1. `verl`: `batch_norm`, coefficients 5, dual clip at 3.
+    pub fn published(form: Form) -> Self {
+        let coef = if form == Form::Verl { 5.0 } else { 1.0 };
+        ReplaySettings {
+            form,
+            beta: 0.05,
+            process_norm: match form {
+                Form::Paper => ProcessNorm::None,
+                Form::PrimeRepo | Form::Verl => ProcessNorm::BatchNorm,
+            },
+            granularity: Granularity::Token,
+            outcome_coef: coef,
+            process_coef: coef,
+            process_gamma: 1.0,
+            clip_low: 0.2,
+            clip_high: 0.2,
+            dual_clip: (form == Form::Verl).then_some(3.0),
+            aggregation: Aggregation::TokenMean,
+            max_response_length: None,
+        }
+    }
+
+    /// Changes one setting, written `key=value`. See [`KEYS`].
+    ///
+    /// # Errors
+    /// When there is no `=`, the key is unknown (the nearest known one is named), or the value is not one the key takes.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let (key, value) = assignment
+            .split_once('=')
+            .with_context(|| format!("`{assignment}` is not a setting; write key=value"))?;
+        let (key, value) = (key.trim(), value.trim());
+        let mut changed = self.clone();
+        match key {
+            "beta" => changed.beta = number(key, value)?,
+            "process_norm" => changed.process_norm = value.parse()?,
+            "granularity" => changed.granularity = value.parse()?,
+            "outcome_coef" => changed.outcome_coef = number(key, value)?,
+            "process_coef" => changed.process_coef = number(key, value)?,
+            "process_gamma" => changed.process_gamma = number(key, value)?,
+            "clip" => {
+                changed.clip_low = number(key, value)?;
+                changed.clip_high = changed.clip_low;
+            }
+            "clip_low" => changed.clip_low = number(key, value)?,
+            "clip_high" => changed.clip_high = number(key, value)?,
+            "dual_clip" if value == "none" => changed.dual_clip = None,
+            "dual_clip" => changed.dual_clip = Some(number(key, value)?),
+            "aggregation" => changed.aggregation = value.parse()?,
+            "max_response_length" => {
+                changed.max_response_length = Some(
+                    value.parse().map_err(|_| anyhow!("{key}: `{value}` is not a whole number"))?,
+                );
+            }
+            _ => bail!(
+                "unknown setting `{key}`: the nearest is `{}`; all are {}",
+                nearest(key),
+                KEYS.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ")
+            ),
+        }
+        changed.check()?;
+        *self = changed;
+        Ok(())
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(self.beta > 0.0, "beta is {}; it must be positive", self.beta);
+        self.returns().check()?;
+        ensure!(
+            (0.0..=1.0).contains(&self.clip_low),
+            "clip_low is {}; it must be within 0 to 1",
+            self.clip_low
+        );
+        ensure!(self.clip_high >= 0.0, "clip_high is {}; it must not be negative", self.clip_high);
+        ensure!(
+            self.dual_clip.is_none_or(|dual| dual > 1.0),
+            "dual_clip is {}; it must be above 1, or none",
+            self.dual_clip.unwrap_or_default()
+        );
+        ensure!(self.max_response_length != Some(0), "max_response_length must not be 0");
+        Ok(())
+    }
+
+    pub(super) fn rewards(&self) -> implicit_reward::Settings {
+        let Self { form, beta, process_norm, granularity, .. } = *self;
+        implicit_reward::Settings { form, beta, process_norm, granularity }
+    }
+
+    pub(super) fn returns(&self) -> advantage::Settings {
+        let Self { form, outcome_coef, process_coef, process_gamma, .. } = *self;
+        advantage::Settings { form, outcome_coef, process_coef, process_gamma }
+    }
+
+    pub(super) fn clip(&self) -> Clip {
+        Clip {
+            low: self.clip_low as f32,
+            high: self.clip_high as f32,
+            dual: self.dual_clip.map(|dual| dual as f32),
+        }
+    }
+}
+
+fn number(key: &str, value: &str) -> Result<f64> {
+    let number: f64 = value.parse().map_err(|_| anyhow!("{key}: `{value}` is not a number"))?;
+    ensure!(number.is_finite(), "{key}: {value} is not a finite number");
+    Ok(number)
+}
+
+/// The known key with the fewest insertions, deletions and substitutions from `key`.
+fn nearest(key: &str) -> &'static str {
+    let distance = |known: &str| {
+        let mut row: Vec<usize> = (0..=known.len()).collect();
+        for (i, a) in key.bytes().enumerate() {
+            let mut diagonal = row[0];
+            row[0] = i + 1;
+            for (j, b) in known.bytes().enumerate() {
+                let substituted = diagonal + usize::from(a != b);
+                diagonal = row[j + 1];
+                row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+            }
+        }
+        row[known.len()]
+    };
+    KEYS.iter().map(|(known, _)| *known).min_by_key(|known| distance(known)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_documented_key_is_taken_and_others_are_answered_with_the_nearest() {
+        let published = ReplaySettings::published(Form::Verl);
+        for (key, _) in KEYS {
+            let value = match *key {
+                "process_norm" => "none",
+                "granularity" => "whole",
+                "aggregation" => "seq-mean-token-mean",
+                "max_response_length" => "64",
+                "dual_clip" => "2.5",
+                _ => "0.25",
+            };
+            let mut settings = published.clone();
+            settings.set(&format!("{key} = {value}")).unwrap();
+            assert_ne!(settings, published, "{key}");
+        }
+        let mut settings = published.clone();
+        settings.set("clip=0.1").unwrap();
+        settings.set("dual_clip=none").unwrap();
+        assert_eq!((settings.clip_low, settings.clip_high, settings.dual_clip), (0.1, 0.1, None));
+
+        let before = settings.clone();
+        let mut refused = |assignment: &str| settings.set(assignment).unwrap_err().to_string();
+        assert!(refused("process_gama=1").contains("the nearest is `process_gamma`"));
+        assert_eq!(refused("beta"), "`beta` is not a setting; write key=value");
+        assert_eq!(refused("beta=x"), "beta: `x` is not a number");
+        assert!(refused("beta=0").contains("beta is 0"));
+        assert!(refused("beta=nan").contains("not a finite number"));
+        assert!(refused("process_norm=mean").contains("batch_norm, none"));
+        assert!(refused("clip=2").contains("clip_low is 2"));
+        assert!(refused("dual_clip=1").contains("dual_clip is 1"));
+        assert!(refused("process_gamma=2").contains("process_gamma is 2"));
+        assert!(refused("max_response_length=0").contains("must not be 0"));
+        assert_eq!(settings, before);
+    }
+}

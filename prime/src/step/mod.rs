@@ -1,0 +1,126 @@
+//! The arrows of a PRIME step, each one plain function over one ragged batch:
+//!
+//! [`batch`] the batch; [`filter`] which prompts teach something; [`implicit_reward`] process rewards;
+//! [`advantage`] leave-one-out returns and advantages; [`aggregate`] the weight of a token in the loss;
+//! [`accuracy`] how well the PRM tells right from wrong.
+//!
+//! The algorithm was published three times, and the three differ; [`Form`] names them. Sources: arXiv 2502.01456
+//! (the paper), the PRIME-RL/PRIME repository (the authors' code), and the `prime` recipe of verl.
+
+/// An enum whose variants have names that people write in configuration files and on the command line.
+macro_rules! named {
+    (
+        $(#[$doc:meta])*
+        $name:ident, $what:literal {
+            $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        #[serde(into = "&'static str", try_from = "String")]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// Every value, in the order of the documentation.
+            pub const ALL: &[$name] = &[$($name::$variant),+];
+
+            /// The name people write.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($name::$variant => $text,)+
+                }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = anyhow::Error;
+
+            fn from_str(text: &str) -> anyhow::Result<Self> {
+                match text {
+                    $($text => Ok($name::$variant),)+
+                    _ => anyhow::bail!(
+                        "unknown {} `{text}`: it is one of {}",
+                        $what,
+                        [$($text),+].join(", ")
+                    ),
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl From<$name> for &'static str {
+            fn from(value: $name) -> Self {
+                value.name()
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = anyhow::Error;
+
+            fn try_from(text: String) -> anyhow::Result<Self> {
+                text.parse()
+            }
+        }
+    };
+}
+
+pub mod accuracy;
+pub mod advantage;
+pub mod aggregate;
+pub mod batch;
+pub mod filter;
+pub mod implicit_reward;
+
+pub use aggregate::Aggregation;
+pub use batch::{Group, Response, Rollouts};
+pub use implicit_reward::{Granularity, ProcessNorm};
+
+named! {
+    /// Which published form of the algorithm. They differ in the process reward ([`implicit_reward`]), in the
+    /// leave-one-out baseline and in whitening ([`advantage`]).
+    Form, "form" {
+        /// Equations 3 and 5 of arXiv 2502.01456.
+        Paper = "paper",
+        /// The PRIME-RL/PRIME repository.
+        PrimeRepo = "prime-repo",
+        /// The `prime` recipe of verl.
+        Verl = "verl",
+    }
+}
+
+/// out\[t\] = x\[t\] + discount * out\[t + 1\] within each response.
+fn reverse_scan(x: &[f32], cu_seqlens: &[u32], discount: f64) -> anyhow::Result<Vec<f32>> {
+    use prime_runtime::{View, ViewMut};
+    let mut out = vec![0.0_f32; x.len()];
+    prime_kernels::scan::forward(
+        ViewMut::from_slice(&mut out, &[x.len()]),
+        View::from_slice(x, &[x.len()]),
+        View::from_slice(cu_seqlens, &[cu_seqlens.len()]),
+        discount as f32,
+    )?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_written_alike_and_an_unknown_one_lists_the_known() {
+        for &form in Form::ALL {
+            assert_eq!(form.to_string().parse::<Form>().unwrap(), form);
+            let json = serde_json::to_string(&form).unwrap();
+            assert_eq!(serde_json::from_str::<Form>(&json).unwrap(), form);
+        }
+        let message = "ppo".parse::<Form>().unwrap_err().to_string();
+        assert_eq!(message, "unknown form `ppo`: it is one of paper, prime-repo, verl");
+        assert!(serde_json::from_str::<Form>("\"ppo\"").unwrap_err().to_string().contains("paper"));
+    }
+}

@@ -1,0 +1,401 @@
+//! The algorithm against the programs it was published with: rewards, advantages, losses and gradients, through the
+//! functions of a step and through a replay.
+//!
+//! The vectors are looked for in the folder that PRIME_VECTORS names, or in `../shared/vectors` beside the repository.
+//! A small file of the same form is part of the repository, so that a clone alone tests the same paths.
+
+use std::path::{Path, PathBuf};
+
+use prime::replay::{ReplaySettings, replay};
+use prime::step::{
+    Aggregation, Form, Granularity, Response, Rollouts, accuracy, advantage, implicit_reward,
+};
+use prime_kernels::policy_loss::Clip;
+use prime_kernels::{policy_loss, prm_loss};
+use prime_runtime::{View, ViewMut};
+use serde_json::{Value, json};
+
+/// One batch of rollouts with what is expected of it.
+struct Case {
+    name: String,
+    json: Value,
+}
+
+fn cases() -> Vec<Case> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folder = std::env::var_os("PRIME_VECTORS")
+        .map_or_else(|| root.with_file_name("shared").join("vectors"), PathBuf::from);
+    let mut files = vec![root.join("tests/fixtures/algorithm_small.json")];
+    let vectors = folder.join("algorithm.json");
+    if vectors.exists() {
+        files.push(vectors);
+    } else {
+        println!(
+            "{} is not there: only the repository's own cases are run. \
+             PRIME_VECTORS may name another folder.",
+            vectors.display()
+        );
+    }
+    let mut cases = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        for case in json["cases"].as_array().unwrap() {
+            let name = format!("{}, seed {}", file.file_name().unwrap().display(), case["seed"]);
+            cases.push(Case { name, json: case.clone() });
+        }
+    }
+    assert!(cases.len() >= 2);
+    cases
+}
+
+impl Case {
+    fn number(&self, key: &str) -> f64 {
+        self.json[key].as_f64().unwrap()
+    }
+
+    fn input(&self, key: &str) -> &Value {
+        &self.json["input"][key]
+    }
+
+    fn expect(&self, pointer: &str) -> &Value {
+        self.json["expect"].pointer(pointer).unwrap_or_else(|| panic!("{}: {pointer}", self.name))
+    }
+
+    /// The rollouts, without what a step computes.
+    fn batch(&self) -> Rollouts {
+        let group = self.json["samples_per_prompt"].as_u64().unwrap() as usize;
+        let outcomes = flatten(self.input("outcome"));
+        let old = self.input("old_log_prob").as_array().unwrap();
+        let responses: Vec<_> = outcomes
+            .iter()
+            .zip(old)
+            .map(|(&outcome, old)| Response {
+                tokens: Vec::new(),
+                old_log_probs: floats(&flatten(old)),
+                outcome: outcome as f32,
+                finished: true,
+            })
+            .collect();
+        let mut batch = Rollouts::new();
+        for (i, responses) in responses.chunks(group).enumerate() {
+            batch.push_group(format!("prompt {i}"), Vec::new(), responses).unwrap();
+        }
+        batch.prm_log_probs = floats(&flatten(self.input("prm_log_prob")));
+        batch.ref_log_probs = floats(&flatten(self.input("ref_log_prob")));
+        batch.new_log_probs = floats(&flatten(self.input("new_log_prob")));
+        batch.check().unwrap();
+        batch
+    }
+
+    fn rewards(&self, form: Form) -> implicit_reward::Settings {
+        implicit_reward::Settings {
+            form,
+            beta: self.number("beta"),
+            // Equation 5 knows no normalisation.
+            process_norm: match form {
+                Form::Paper => implicit_reward::ProcessNorm::None,
+                _ => self.json["process_norm"].as_str().unwrap().parse().unwrap(),
+            },
+            granularity: Granularity::Token,
+        }
+    }
+
+    fn returns(&self, form: Form) -> advantage::Settings {
+        let (outcome_coef, process_coef) = match form {
+            Form::Verl => (self.number("outcome_coef"), self.number("process_coef")),
+            _ => (1.0, 1.0),
+        };
+        let gamma = |name: &str| self.expect(&format!("/{name}/process_gamma")).as_f64().unwrap();
+        let process_gamma = match form {
+            Form::Paper => gamma("prime_rloo_paper_eq5"),
+            Form::PrimeRepo => gamma("prime_rloo_prime_repo"),
+            Form::Verl => 1.0,
+        };
+        advantage::Settings { form, outcome_coef, process_coef, process_gamma }
+    }
+
+    /// The batch with rewards and advantages.
+    fn scored(&self, form: Form) -> Rollouts {
+        let mut batch = self.batch();
+        batch.process_rewards =
+            implicit_reward::process_rewards(&batch, &self.rewards(form)).unwrap();
+        let computed = advantage::rloo(&batch, &self.returns(form)).unwrap();
+        (batch.returns, batch.advantages) = (computed.returns, computed.advantages);
+        batch
+    }
+
+    /// The same settings as text, as the command line gives them.
+    fn assignments(&self, form: Form) -> Vec<String> {
+        let (rewards, returns) = (self.rewards(form), self.returns(form));
+        vec![
+            format!("beta={}", rewards.beta),
+            format!("process_norm={}", rewards.process_norm),
+            format!("outcome_coef={}", returns.outcome_coef),
+            format!("process_coef={}", returns.process_coef),
+            format!("process_gamma={}", returns.process_gamma),
+            format!("clip={}", self.number("clip")),
+        ]
+    }
+
+    fn clip(&self, dual: Option<f32>) -> Clip {
+        let bound = self.number("clip") as f32;
+        Clip { low: bound, high: bound, dual }
+    }
+}
+
+/// The numbers of nested arrays, in order.
+fn flatten(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Array(values) => values.iter().flat_map(flatten).collect(),
+        number => vec![number.as_f64().unwrap()],
+    }
+}
+
+fn floats(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&x| x as f32).collect()
+}
+
+/// The references ran in float32: 1e-4 relative, or 1e-5 absolute where the value is small.
+fn assert_close(what: &str, actual: &[f64], expected: &Value) {
+    let expected = flatten(expected);
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    for (i, (a, e)) in actual.iter().zip(&expected).enumerate() {
+        assert!((a - e).abs() <= 1e-5_f64.max(1e-4 * e.abs()), "{what}[{i}]: {a}, expected {e}");
+    }
+}
+
+fn assert_column(what: &str, actual: &[f32], expected: &Value) {
+    let actual: Vec<f64> = actual.iter().map(|&x| f64::from(x)).collect();
+    assert_close(what, &actual, expected);
+}
+
+/// Where a form's rewards, returns and advantages stand among the expectations.
+fn expectations(form: Form) -> [&'static str; 3] {
+    match form {
+        Form::Verl => [
+            "/process_reward_verl",
+            "/prime_rloo_verl/returns",
+            "/prime_rloo_verl/advantages_whitened",
+        ],
+        Form::PrimeRepo => [
+            "/process_reward_prime_repo",
+            "/prime_rloo_prime_repo/returns",
+            "/prime_rloo_prime_repo/advantages_whitened",
+        ],
+        Form::Paper => ["", "/prime_rloo_paper_eq5/advantages", "/prime_rloo_paper_eq5/advantages"],
+    }
+}
+
+#[test]
+fn rewards_returns_and_advantages_agree_with_the_published_programs_in_every_form() {
+    for case in cases() {
+        for &form in Form::ALL {
+            let batch = case.scored(form);
+            let columns = [&batch.process_rewards, &batch.returns, &batch.advantages];
+            for (column, pointer) in columns.into_iter().zip(expectations(form)) {
+                if !pointer.is_empty() {
+                    assert_column(
+                        &format!("{}: {pointer}", case.name),
+                        column,
+                        case.expect(pointer),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_prm_s_loss_gradient_and_accuracies_agree_with_the_published_programs() {
+    for case in cases() {
+        let batch = case.batch();
+        let (tokens, responses) = (batch.token_count(), batch.len());
+        let beta = case.number("beta") as f32;
+        let mut probabilities = vec![0.0_f32; responses];
+        let outcomes = View::from_slice(&batch.outcomes, &[responses]);
+        let cu_seqlens = View::from_slice(&batch.cu_seqlens, &[responses + 1]);
+        let loss = prm_loss::forward(
+            ViewMut::from_slice(&mut probabilities, &[responses]),
+            View::from_slice(&batch.prm_log_probs, &[tokens]),
+            View::from_slice(&batch.ref_log_probs, &[tokens]),
+            outcomes,
+            cu_seqlens,
+            beta,
+            responses,
+        )
+        .unwrap();
+        let mut gradient = vec![0.0_f32; tokens];
+        prm_loss::backward(
+            ViewMut::from_slice(&mut gradient, &[tokens]),
+            View::from_slice(&probabilities, &[responses]),
+            outcomes,
+            cu_seqlens,
+            beta,
+            responses,
+        )
+        .unwrap();
+        assert_close(&format!("{}: PRM loss", case.name), &[loss], case.expect("/prm_ce/loss"));
+        let what = format!("{}: PRM gradient", case.name);
+        assert_column(&what, &gradient, case.expect("/prm_ce/grad_q"));
+        for (name, value) in [
+            ("/prm_pairwise_accuracy", accuracy::pairwise(&batch).unwrap()),
+            ("/prm_sign_accuracy", accuracy::sign(&batch).unwrap()),
+        ] {
+            assert_close(&format!("{}: {name}", case.name), &[value], case.expect(name));
+        }
+    }
+}
+
+#[test]
+fn the_policy_s_loss_and_gradient_agree_with_the_published_programs() {
+    for case in cases() {
+        for (form, dual, pointer, loss_name) in [
+            (Form::PrimeRepo, None, "/prime_rloo_prime_repo", "policy_loss"),
+            (Form::Verl, Some(3.0), "/policy_loss/vanilla", "loss"),
+        ] {
+            let batch = case.scored(form);
+            let tokens = batch.token_count();
+            let weights = Aggregation::TokenMean.weights(&batch.lengths(), 0).unwrap();
+            let column = |values| View::from_slice::<f32>(values, &[tokens]);
+            let mut gradient = vec![0.0_f32; tokens];
+            let statistics = policy_loss::forward(
+                column(&batch.new_log_probs),
+                column(&batch.old_log_probs),
+                column(&batch.advantages),
+                column(&weights),
+                case.clip(dual),
+            )
+            .unwrap();
+            policy_loss::backward(
+                ViewMut::from_slice(&mut gradient, &[tokens]),
+                column(&batch.new_log_probs),
+                column(&batch.old_log_probs),
+                column(&batch.advantages),
+                column(&weights),
+                case.clip(dual),
+            )
+            .unwrap();
+            let expected = case.expect(pointer);
+            for (name, value) in [
+                (loss_name, statistics.loss),
+                ("clip_fraction", statistics.clipped / statistics.tokens),
+                ("approx_kl", statistics.kl / statistics.tokens),
+            ] {
+                assert_close(
+                    &format!("{}: {pointer}/{name}", case.name),
+                    &[value],
+                    &expected[name],
+                );
+            }
+            let what = format!("{}: {pointer}/grad_log_prob", case.name);
+            assert_column(&what, &gradient, &expected["grad_log_prob"]);
+        }
+    }
+}
+
+#[test]
+fn token_weights_aggregate_a_loss_as_the_published_programs_do() {
+    for case in cases() {
+        let losses = case.input("loss_matrix");
+        let lengths: Vec<_> =
+            losses.as_array().unwrap().iter().map(|row| row.as_array().unwrap().len()).collect();
+        let longest = *lengths.iter().max().unwrap();
+        for (name, expected) in case.expect("/loss_aggregation").as_object().unwrap() {
+            let weights = name.parse::<Aggregation>().unwrap().weights(&lengths, longest).unwrap();
+            let loss = flatten(losses);
+            let sum = loss.iter().zip(&weights).map(|(x, &w)| x * f64::from(w)).sum();
+            assert_close(&format!("{}: {name}", case.name), &[sum], expected);
+        }
+    }
+}
+
+/// The case as a rollout file whose lines are not in order: the last response to every prompt comes first.
+fn rollout_file(batch: &Rollouts) -> (String, Vec<usize>) {
+    let largest = batch.groups.iter().map(|group| group.responses.len()).max().unwrap();
+    let order: Vec<usize> = (0..largest)
+        .rev()
+        .flat_map(|k| batch.groups.iter().filter_map(move |group| group.responses.clone().nth(k)))
+        .collect();
+    let mut lines = String::new();
+    for &response in &order {
+        let line = serde_json::to_string(&batch.record(response)).unwrap();
+        lines.push_str(&line);
+        lines.push('\n');
+    }
+    (lines, order)
+}
+
+#[test]
+fn a_replay_of_recorded_rollouts_agrees_with_the_published_programs_in_every_form() {
+    for case in cases() {
+        let (lines, order) = rollout_file(&case.batch());
+        for &form in Form::ALL {
+            let mut settings = ReplaySettings::published(form);
+            for assignment in case.assignments(form) {
+                settings.set(&assignment).unwrap();
+            }
+            let mut out = Vec::new();
+            replay(lines.as_bytes(), &settings).unwrap().write(&mut out).unwrap();
+            let out: Vec<Value> = std::str::from_utf8(&out)
+                .unwrap()
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect();
+            assert_eq!(out.len(), order.len() + 1);
+
+            let keys = ["process_rewards", "returns", "advantages"];
+            for (key, pointer) in keys.into_iter().zip(expectations(form)) {
+                for (line, &response) in out.iter().zip(&order) {
+                    if !pointer.is_empty() {
+                        let what = format!("{} {form}: {key} of response {response}", case.name);
+                        assert_close(&what, &flatten(&line[key]), &case.expect(pointer)[response]);
+                    }
+                }
+            }
+
+            let mut expected = vec![
+                ("prm_loss", case.expect("/prm_ce/loss")),
+                ("prm_accuracy", case.expect("/prm_pairwise_accuracy")),
+                ("prm_sign_accuracy", case.expect("/prm_sign_accuracy")),
+            ];
+            let policy = match form {
+                Form::Paper => None,
+                Form::PrimeRepo => Some(("/prime_rloo_prime_repo", "policy_loss")),
+                Form::Verl => Some(("/policy_loss/vanilla", "loss")),
+            };
+            if let Some((pointer, loss)) = policy {
+                let policy = case.expect(pointer);
+                expected.push(("policy_loss", &policy[loss]));
+                expected.push(("clip_fraction", &policy["clip_fraction"]));
+                expected.push(("approx_kl", &policy["approx_kl"]));
+            }
+            let summary = out.last().unwrap();
+            for (key, expected) in expected {
+                let what = format!("{} {form}: {key}", case.name);
+                assert_close(&what, &flatten(&summary[key]), expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_recorded_batch_comes_back_from_its_file_to_the_bit() {
+    for case in cases() {
+        let batch = case.batch();
+        let mut lines = Vec::new();
+        batch.write_json_lines(&mut lines).unwrap();
+        let settings = ReplaySettings::published(Form::PrimeRepo);
+        let read = replay(lines.as_slice(), &settings).unwrap().batch;
+        for (written, read) in [
+            (&batch.old_log_probs, &read.old_log_probs),
+            (&batch.new_log_probs, &read.new_log_probs),
+            (&batch.prm_log_probs, &read.prm_log_probs),
+            (&batch.ref_log_probs, &read.ref_log_probs),
+            (&batch.outcomes, &read.outcomes),
+        ] {
+            assert_eq!(written, read, "{}", case.name);
+        }
+        assert_eq!(json!(batch.lengths()), json!(read.lengths()));
+    }
+}
