@@ -1,6 +1,19 @@
-//! PRIME: process reinforcement through implicit rewards.
+//! PRIME: process reinforcement through implicit rewards, on a transformer runtime written from scratch.
+//!
+//! [`trainer`] is the life of a step, each arrow of it a function of [`step`]; [`run`] is a whole run, from SFT to the
+//! final table.
 
+pub mod config;
+pub mod engine;
+pub mod evaluate;
 pub mod graders;
+pub mod metrics;
+pub mod prompts;
 pub mod replay;
+pub mod run;
+pub mod setup;
+pub mod sft;
 pub mod step;
 pub mod tasks;
+pub mod tensorboard;
+pub mod trainer;

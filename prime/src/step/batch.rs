@@ -9,6 +9,8 @@ use std::ops::Range;
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
+use crate::engine::Sample;
+
 /// The responses to one prompt. Groups may differ in size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
@@ -170,6 +172,20 @@ impl Rollouts {
     /// Where a response lies in the per-token columns.
     pub fn span(&self, response: usize) -> Range<usize> {
         self.cu_seqlens[response] as usize..self.cu_seqlens[response + 1] as usize
+    }
+
+    /// Every response behind its prompt, as a model scores it.
+    pub fn samples(&self) -> Vec<Sample<'_>> {
+        let mut samples = Vec::with_capacity(self.len());
+        for group in &self.groups {
+            for response in group.responses.clone() {
+                samples.push(Sample {
+                    prompt: &group.prompt_tokens,
+                    response: &self.tokens[self.span(response)],
+                });
+            }
+        }
+        samples
     }
 
     /// The number of tokens of each response.

@@ -1,8 +1,9 @@
 //! The arrows of a PRIME step, each one plain function over one ragged batch:
 //!
-//! [`batch`] the batch; [`filter`] which prompts teach something; [`implicit_reward`] process rewards;
-//! [`advantage`] leave-one-out returns and advantages; [`aggregate`] the weight of a token in the loss;
-//! [`accuracy`] how well the PRM tells right from wrong.
+//! [`batch`] the batch; [`rollout`] samples from the policy; [`grade`] their outcomes; [`filter`] which prompts teach
+//! something; [`prm_update`] the PRM's cross-entropy; [`implicit_reward`] process rewards; [`advantage`] leave-one-out
+//! returns and advantages; [`policy_update`] the clipped policy gradient; [`aggregate`] the weight of a token in the
+//! loss; [`accuracy`] how well the PRM tells right from wrong.
 //!
 //! The algorithm was published three times, and the three differ; [`Form`] names them. Sources: arXiv 2502.01456
 //! (the paper), the PRIME-RL/PRIME repository (the authors' code), and the `prime` recipe of verl.
@@ -76,7 +77,11 @@ pub mod advantage;
 pub mod aggregate;
 pub mod batch;
 pub mod filter;
+pub mod grade;
 pub mod implicit_reward;
+pub mod policy_update;
+pub mod prm_update;
+pub mod rollout;
 
 pub use aggregate::Aggregation;
 pub use batch::{Group, Response, Rollouts};
@@ -106,6 +111,16 @@ fn reverse_scan(x: &[f32], cu_seqlens: &[u32], discount: f64) -> anyhow::Result<
         discount as f32,
     )?;
     Ok(out)
+}
+
+/// Cuts `responses` into `count` consecutive minibatches whose sizes differ by at most one; fewer where there are not
+/// as many responses.
+pub(crate) fn minibatches(
+    responses: usize,
+    count: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let count = count.min(responses);
+    (0..count).map(move |i| i * responses / count..(i + 1) * responses / count)
 }
 
 #[cfg(test)]

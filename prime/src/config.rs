@@ -1,0 +1,616 @@
+//! Configuration: the documented defaults, then files from left to right, then `--set` overrides.
+//!
+//! `configs/default.toml` is at once the documentation, the list of all keys, and the defaults: a key that is not in it is
+//! refused with the nearest one that is.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use prime_model::{AdamWSettings, Decay, Schedule};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::step::{Aggregation, Form, Granularity, ProcessNorm};
+use crate::tasks::{ArithmeticSettings, CountdownSettings, JsonlSettings};
+
+/// The documented defaults, as text.
+pub const DEFAULT: &str = include_str!("../configs/default.toml");
+
+/// An enum whose values are written in lower case in a configuration.
+macro_rules! choices {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+    };
+}
+
+choices! {
+    /// The built-in tasks, and data sets from files.
+    TaskName {
+        /// Chains of + - * with worked lines.
+        Arithmetic,
+        /// Reach a target with given numbers.
+        Countdown,
+        /// Problems from JSON Lines files.
+        Jsonl,
+    }
+}
+
+choices! {
+    /// A learning rate's course after its warm-up.
+    DecayName {
+        /// It stays.
+        Constant,
+        /// Half a cosine.
+        Cosine,
+        /// A straight line.
+        Linear,
+    }
+}
+
+choices! {
+    /// How a batch is filled with prompts that pass the filter.
+    Refill {
+        /// One round; up to as many groups as wanted.
+        Once,
+        /// Rounds until there are enough; surplus prompts are sampled anew in the next step.
+        Resample,
+        /// One larger round; filled up with prompts that failed.
+        Oversample,
+    }
+}
+
+choices! {
+    /// What the PRM's log-probabilities are compared with.
+    Reference {
+        /// The policy that sampled.
+        Policy,
+        /// A model that never changes.
+        Frozen,
+    }
+}
+
+choices! {
+    /// When the PRM is updated, seen from its scoring of the batch.
+    PrmUpdate {
+        /// Scored by the forward pass of the update itself.
+        After,
+        /// Updated, then scored.
+        Before,
+        /// Scored, then updated.
+        Reverse,
+    }
+}
+
+/// Everything a run depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // `configs/default.toml` documents every key once.
+pub struct Config {
+    pub seed: u64,
+    pub threads: usize,
+    pub device: String,
+    pub task: TaskConfig,
+    pub model: ModelConfig,
+    pub sft: SftConfig,
+    pub rollout: RolloutConfig,
+    pub filter: FilterConfig,
+    pub prm: PrmConfig,
+    pub advantage: AdvantageConfig,
+    pub policy: PolicyConfig,
+    pub train: TrainConfig,
+    pub eval: EvalConfig,
+}
+
+/// `[task]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct TaskConfig {
+    pub name: TaskName,
+    pub arithmetic: ArithmeticSettings,
+    pub countdown: CountdownSettings,
+    pub jsonl: JsonlConfig,
+}
+
+/// `[task.jsonl]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct JsonlConfig {
+    pub train: String,
+    pub test: String,
+    pub held_out_one_in: u32,
+    pub prompt_field: String,
+    pub answer_field: String,
+    pub solution_field: String,
+    pub answer_after: String,
+    pub template: String,
+    pub chat: bool,
+    pub grader: String,
+}
+
+impl JsonlConfig {
+    /// As the task takes it; an empty string in the configuration is what is absent there.
+    pub fn settings(&self) -> JsonlSettings {
+        let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+        JsonlSettings {
+            train: path(&self.train),
+            held_out: path(&self.test),
+            held_out_one_in: self.held_out_one_in,
+            prompt_field: self.prompt_field.clone(),
+            answer_field: self.answer_field.clone(),
+            solution_field: (!self.solution_field.is_empty()).then(|| self.solution_field.clone()),
+            template: self.template.clone(),
+            answer_after: self.answer_after.clone(),
+            grader: self.grader.clone(),
+        }
+    }
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct ModelConfig {
+    pub path: String,
+    pub tokenizer: String,
+    pub architecture: String,
+    pub hidden_size: usize,
+    pub num_layers: usize,
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub intermediate_size: usize,
+    pub rope_theta: f64,
+    pub tie_word_embeddings: bool,
+    pub initializer_range: f32,
+    pub dtype: String,
+}
+
+/// `[sft]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SftConfig {
+    pub steps: u64,
+    pub batch_size: usize,
+    #[serde(flatten)]
+    pub optimizer: OptimizerConfig,
+}
+
+/// The keys that every optimiser has, in the section of the model that it updates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct OptimizerConfig {
+    pub learning_rate: f64,
+    pub warmup: u64,
+    pub decay: DecayName,
+    pub final_fraction: f64,
+    pub weight_decay: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub max_gradient_norm: f64,
+}
+
+impl OptimizerConfig {
+    /// What the optimiser keeps over a run.
+    pub fn settings(&self) -> AdamWSettings {
+        AdamWSettings {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            weight_decay: self.weight_decay,
+            max_gradient_norm: self.max_gradient_norm,
+        }
+    }
+
+    /// The learning rate over a run of `total` updates.
+    pub fn schedule(&self, total: u64) -> Schedule {
+        let decay = match self.decay {
+            DecayName::Constant => Decay::Constant,
+            DecayName::Cosine => Decay::Cosine,
+            DecayName::Linear => Decay::Linear,
+        };
+        Schedule {
+            peak: self.learning_rate,
+            warmup: self.warmup,
+            total,
+            decay,
+            final_fraction: self.final_fraction,
+        }
+    }
+
+    fn check(&self, section: &str) -> Result<()> {
+        let name = |key: &str| format!("{section}.{key}");
+        within(&name("learning_rate"), self.learning_rate, 0.0, 1.0)?;
+        within(&name("final_fraction"), self.final_fraction, 0.0, 1.0)?;
+        within(&name("weight_decay"), self.weight_decay, 0.0, 10.0)?;
+        within(&name("beta1"), self.beta1, 0.0, 0.999_999)?;
+        within(&name("beta2"), self.beta2, 0.0, 0.999_999)?;
+        within(&name("epsilon"), self.epsilon, 1e-30, 1.0)?;
+        within(&name("max_gradient_norm"), self.max_gradient_norm, 0.0, f64::MAX)
+    }
+}
+
+/// `[rollout]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct RolloutConfig {
+    pub prompts: usize,
+    pub samples: usize,
+    pub temperature: f32,
+    pub top_k: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub max_new_tokens: usize,
+    pub max_prompt_tokens: usize,
+    pub slots: usize,
+    pub pass_tokens: usize,
+}
+
+/// `[filter]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct FilterConfig {
+    pub lower: f64,
+    pub upper: f64,
+    pub drop_truncated: bool,
+    pub refill: Refill,
+    pub groups: usize,
+    pub oversample: usize,
+    pub max_rounds: usize,
+}
+
+/// `[prm]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct PrmConfig {
+    pub path: String,
+    pub reference_path: String,
+    pub reference: Reference,
+    pub beta: f64,
+    pub update: PrmUpdate,
+    pub warmup_batches: u64,
+    pub minibatches: usize,
+    pub epochs: usize,
+    #[serde(flatten)]
+    pub optimizer: OptimizerConfig,
+}
+
+/// `[advantage]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct AdvantageConfig {
+    pub form: Form,
+    pub process_norm: ProcessNorm,
+    pub process_coef: f64,
+    pub outcome_coef: f64,
+    pub process_gamma: f64,
+    pub granularity: Granularity,
+}
+
+/// `[policy]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct PolicyConfig {
+    pub minibatches: usize,
+    pub epochs: usize,
+    pub clip_low: f32,
+    pub clip_high: f32,
+    pub dual_clip: f32,
+    pub entropy_coef: f32,
+    pub aggregation: Aggregation,
+    #[serde(flatten)]
+    pub optimizer: OptimizerConfig,
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct TrainConfig {
+    pub steps: u64,
+    pub outcome_only: bool,
+    pub compare: bool,
+    pub micro_batch_tokens: usize,
+    pub checkpoint_activations: bool,
+    pub save_every: u64,
+    pub keep: usize,
+    pub record_every: u64,
+}
+
+/// `[eval]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct EvalConfig {
+    pub problems: usize,
+    pub samples: usize,
+    pub temperature: f32,
+    pub every: u64,
+}
+
+impl Config {
+    /// Defaults, then `files` from left to right, then `overrides` (`section.key=value`), checked.
+    ///
+    /// # Errors
+    /// A sentence with the file, the key, and what would be right.
+    pub fn load(files: &[PathBuf], overrides: &[String]) -> Result<Config> {
+        let mut table: Table = DEFAULT.parse().context("the built-in defaults")?;
+        for file in files {
+            let text = std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            merge_text(&mut table, &text).with_context(|| format!("{}", file.display()))?;
+        }
+        for text in overrides {
+            set(&mut table, text).with_context(|| format!("--set {text}"))?;
+        }
+        let config: Config = Value::Table(table).try_into().context("the configuration")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The configuration of a run folder.
+    ///
+    /// # Errors
+    /// When the file is missing or not a configuration of this version.
+    pub fn load_resolved(path: &Path) -> Result<Config> {
+        Config::load(&[path.to_path_buf()], &[])
+    }
+
+    /// The resolved configuration as a file.
+    ///
+    /// # Errors
+    /// Never for a configuration that was loaded.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string_pretty(self)?)
+    }
+
+    fn check(&self) -> Result<()> {
+        prime_runtime::Device::parse(&self.device)?;
+        self.sft.optimizer.check("sft")?;
+        self.prm.optimizer.check("prm")?;
+        self.policy.optimizer.check("policy")?;
+        let positive = [
+            ("sft.batch_size", self.sft.batch_size),
+            ("rollout.prompts", self.rollout.prompts),
+            ("rollout.max_new_tokens", self.rollout.max_new_tokens),
+            ("rollout.max_prompt_tokens", self.rollout.max_prompt_tokens),
+            ("rollout.slots", self.rollout.slots),
+            ("filter.groups", self.filter.groups),
+            ("filter.oversample", self.filter.oversample),
+            ("filter.max_rounds", self.filter.max_rounds),
+            ("prm.minibatches", self.prm.minibatches),
+            ("prm.epochs", self.prm.epochs),
+            ("policy.minibatches", self.policy.minibatches),
+            ("policy.epochs", self.policy.epochs),
+            ("train.micro_batch_tokens", self.train.micro_batch_tokens),
+            ("eval.problems", self.eval.problems),
+            ("eval.samples", self.eval.samples),
+        ];
+        for (name, value) in positive {
+            ensure!(value > 0, "{name} is 0, expected at least 1");
+        }
+        ensure!(
+            self.rollout.samples >= 2,
+            "rollout.samples is {}, expected at least 2: each sample is compared with the others of its prompt",
+            self.rollout.samples
+        );
+        ensure!(
+            self.rollout.pass_tokens >= self.rollout.slots,
+            "rollout.pass_tokens is {}, expected at least rollout.slots, {}: each sequence under way feeds a token a pass",
+            self.rollout.pass_tokens,
+            self.rollout.slots
+        );
+        within("rollout.temperature", f64::from(self.rollout.temperature), 1e-3, 100.0)?;
+        within("rollout.top_p", f64::from(self.rollout.top_p), 1e-6, 1.0)?;
+        within("rollout.min_p", f64::from(self.rollout.min_p), 0.0, 1.0)?;
+        within("filter.lower", self.filter.lower, 0.0, 1.0)?;
+        within("filter.upper", self.filter.upper, self.filter.lower, 1.0)?;
+        within("prm.beta", self.prm.beta, 1e-9, 1e9)?;
+        within("advantage.process_coef", self.advantage.process_coef, 0.0, 1e9)?;
+        within("advantage.outcome_coef", self.advantage.outcome_coef, 0.0, 1e9)?;
+        within("advantage.process_gamma", self.advantage.process_gamma, 0.0, 1.0)?;
+        within("policy.clip_low", f64::from(self.policy.clip_low), 0.0, 1.0)?;
+        within("policy.clip_high", f64::from(self.policy.clip_high), 0.0, 1e6)?;
+        within("policy.entropy_coef", f64::from(self.policy.entropy_coef), -10.0, 10.0)?;
+        within("eval.temperature", f64::from(self.eval.temperature), 0.0, 100.0)?;
+        ensure!(
+            self.policy.dual_clip == 0.0 || self.policy.dual_clip > 1.0,
+            "policy.dual_clip is {}, expected 0 (off) or more than 1",
+            self.policy.dual_clip
+        );
+        ensure!(
+            self.advantage.granularity != Granularity::Step,
+            "advantage.granularity is \"step\", which needs marked step ends; a run offers \"token\" and \"whole\""
+        );
+        if prime_runtime::DType::parse(&self.model.dtype)
+            .is_none_or(|dtype| dtype == prime_runtime::DType::F16)
+        {
+            bail!("model.dtype is \"{}\", expected \"float32\" or \"bfloat16\"", self.model.dtype);
+        }
+        Ok(())
+    }
+
+    /// What the models compute in.
+    pub fn dtype(&self) -> prime_runtime::DType {
+        prime_runtime::DType::parse(&self.model.dtype).unwrap_or(prime_runtime::DType::F32)
+    }
+}
+
+fn within(name: &str, value: f64, low: f64, high: f64) -> Result<()> {
+    ensure!(value >= low && value <= high, "{name} is {value}, expected {low} to {high}");
+    Ok(())
+}
+
+/// Lays a file over what is there.
+fn merge_text(table: &mut Table, text: &str) -> Result<()> {
+    let file: Table = text.parse()?;
+    merge(table, file, "").map_err(|error| match find_line(text, &error.key) {
+        Some(line) => anyhow::anyhow!("line {line}: {error}"),
+        None => anyhow::anyhow!("{error}"),
+    })
+}
+
+/// A key that cannot be laid over the defaults.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct KeyError {
+    key: String,
+    message: String,
+}
+
+fn merge(base: &mut Table, over: Table, prefix: &str) -> std::result::Result<(), KeyError> {
+    for (key, value) in over {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        let fail = |message: String| Err(KeyError { key: key.clone(), message });
+        let Some(old) = base.get_mut(&key) else {
+            let suggestion = nearest(&key, base.keys().map(String::as_str))
+                .map(|near| format!("; did you mean `{near}`?"))
+                .unwrap_or_default();
+            let place = if prefix.is_empty() { String::new() } else { format!(" in [{prefix}]") };
+            return fail(format!("there is no setting `{key}`{place}{suggestion}"));
+        };
+        match (old, value) {
+            (Value::Table(old), Value::Table(new)) => merge(old, new, &path)?,
+            (old @ Value::Float(_), Value::Integer(new)) => *old = Value::Float(new as f64),
+            (old, new) if old.type_str() == new.type_str() => *old = new,
+            (old, new) => {
+                return fail(format!("`{path}` is {} `{new}`, expected {}", kind(&new), kind(old)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "a string",
+        Value::Integer(_) => "an integer",
+        Value::Float(_) => "a number",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a section",
+    }
+}
+
+/// The line on which a key is set, for messages.
+fn find_line(text: &str, key: &str) -> Option<usize> {
+    let is_key = |line: &str| {
+        let line = line.trim().trim_start_matches('[');
+        line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', ']', '.']))
+    };
+    text.lines().position(is_key).map(|index| index + 1)
+}
+
+/// Applies `section.key=value`.
+fn set(table: &mut Table, text: &str) -> Result<()> {
+    let Some((path, value)) = text.split_once('=') else {
+        bail!("expected section.key=value, such as policy.learning_rate=1e-4");
+    };
+    let (path, value) = (path.trim(), value.trim());
+    // What is not a TOML value is a string: nobody should have to quote quotes for the shell.
+    let value = format!("value = {value}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(value.to_string()));
+    let mut keys: Vec<&str> = path.split('.').collect();
+    let last = keys.pop().filter(|key| !key.is_empty());
+    let Some(last) = last else {
+        bail!("expected section.key=value, such as policy.learning_rate=1e-4")
+    };
+    let mut over = Table::from_iter([(last.to_string(), value)]);
+    for key in keys.into_iter().rev() {
+        over = Table::from_iter([(key.to_string(), Value::Table(over))]);
+    }
+    merge(table, over, "")?;
+    Ok(())
+}
+
+/// The known name closest to a mistyped one, if any is close.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let best = known.map(|candidate| (edits(name, candidate), candidate)).min()?;
+    (best.0 <= 1 + name.chars().count() / 3).then_some(best.1)
+}
+
+/// Insertions, deletions and replacements from one word to another.
+fn edits(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &b) in to.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, overrides: &[&str]) -> Result<Config> {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), text)?;
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        Config::load(&[file.path().to_path_buf()], &overrides)
+    }
+
+    fn message(text: &str, overrides: &[&str]) -> String {
+        format!("{:#}", load(text, overrides).unwrap_err())
+    }
+
+    #[test]
+    fn files_lie_over_the_defaults_and_overrides_over_the_files() {
+        let config = load(
+            "seed = 7\n[policy]\nlearning_rate = 1\n",
+            &["policy.clip_low=0.1", "model.path=a b"],
+        )
+        .unwrap();
+        assert_eq!((config.seed, config.policy.optimizer.learning_rate), (7, 1.0));
+        assert_eq!((config.policy.clip_low, config.model.path.as_str()), (0.1, "a b"));
+        assert_eq!(config.policy.clip_high, 0.2);
+    }
+
+    #[test]
+    fn a_resolved_configuration_loads_as_itself() {
+        let config = load("", &["train.steps=3", "prm.update=before"]).unwrap();
+        assert_eq!(load(&config.to_toml().unwrap(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_one() {
+        let text = message("seed = 1\n[policy]\nlearning_rat = 1e-4\n", &[]);
+        assert!(
+            text.ends_with("line 3: there is no setting `learning_rat` in [policy]; did you mean `learning_rate`?"),
+            "{text}"
+        );
+        assert!(message("", &["sfft.steps=1"]).contains("did you mean `sft`?"));
+        assert!(message("", &["seed"]).contains("expected section.key=value"));
+    }
+
+    #[test]
+    fn values_of_another_kind_or_out_of_range_are_refused_by_name() {
+        assert!(
+            message("seed = \"x\"", &[])
+                .contains("`seed` is a string `\"x\"`, expected an integer")
+        );
+        assert!(message("", &["filter.lower=2"]).contains("filter.lower is 2, expected 0 to 1"));
+        assert!(message("", &["rollout.samples=1"]).contains("expected at least 2"));
+        assert!(message("", &["policy.learning_rate=nan"]).contains("policy.learning_rate is NaN"));
+        assert!(message("", &["advantage.form=ppo"]).contains("paper, prime-repo, verl"));
+        assert!(message("seed = ", &[]).contains("line 1"));
+    }
+}

@@ -1,0 +1,250 @@
+//! A model shape ready to score responses and to differentiate losses of them, in micro-batches over planned buffers.
+
+use std::ops::Range;
+
+use anyhow::{Result, ensure};
+use prime_model::{
+    Activations, AdamW, Config as ModelConfig, Decoder, Gradients, Limits, Mode, Pack, Schedule,
+    Weights,
+};
+use prime_runtime::{DType, Device, safetensors};
+
+use crate::config::OptimizerConfig;
+
+/// A prompt and a response to it, whose tokens are scored.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample<'a> {
+    /// The prompt's tokens.
+    pub prompt: &'a [u32],
+    /// The response's tokens.
+    pub response: &'a [u32],
+}
+
+impl Sample<'_> {
+    /// Rows that the sample takes in a pack.
+    fn rows(&self) -> usize {
+        Pack::response_tokens(self.prompt.len(), self.response.len())
+    }
+}
+
+/// What a loss says of one micro-batch: the gradient with respect to each response token's log-probability, and to the entropy there.
+pub struct TokenGradients<'a> {
+    /// (tokens), zero at first.
+    pub log_probs: &'a mut [f32],
+    /// (tokens), zero at first; looked at only when `uses_entropy` is set.
+    pub entropy: &'a mut [f32],
+    /// Whether the loss depends on the entropy.
+    pub uses_entropy: bool,
+}
+
+/// One micro-batch after its forward pass.
+pub struct Scored<'a> {
+    /// Which of the samples.
+    pub samples: Range<usize>,
+    /// Where their tokens lie among those of all samples.
+    pub tokens: Range<usize>,
+    /// Log-probability of each of these tokens.
+    pub log_probs: &'a [f32],
+    /// Entropy at each, nats.
+    pub entropy: &'a [f32],
+}
+
+/// A decoder with its buffers. The weights come with each call, so policy, PRM and reference of one shape share an engine.
+pub struct Engine {
+    decoder: Decoder,
+    activations: Activations,
+    pack: Pack,
+    d_log_probs: Vec<f32>,
+    d_entropy: Vec<f32>,
+}
+
+impl Engine {
+    /// Plans for micro-batches of up to `tokens` tokens and sequences of up to as many.
+    ///
+    /// # Errors
+    /// When the memory is not to be had.
+    pub fn new(
+        config: &ModelConfig,
+        device: Device,
+        dtype: DType,
+        tokens: usize,
+        mode: Mode,
+    ) -> Result<Self> {
+        let limits = Limits { tokens, picked: tokens };
+        Ok(Engine {
+            decoder: Decoder::new(config, tokens)?,
+            activations: Activations::new(config, device, dtype, limits, mode)?,
+            pack: Pack::with_capacity(tokens, tokens),
+            d_log_probs: Vec::with_capacity(tokens),
+            d_entropy: Vec::with_capacity(tokens),
+        })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        self.decoder.config()
+    }
+
+    /// Bytes of the buffers.
+    pub fn bytes(&self) -> usize {
+        self.activations.bytes()
+    }
+
+    /// Appends the log-probability of every response token, and the entropy there, samples in order.
+    ///
+    /// # Errors
+    /// When a sample is longer than a micro-batch or a result is not finite.
+    pub fn score(
+        &mut self,
+        weights: &Weights,
+        samples: &[Sample<'_>],
+        temperature: f32,
+        log_probs: &mut Vec<f32>,
+        entropy: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.each_micro_batch(weights, samples, temperature, |engine, _, tokens| {
+            log_probs.extend_from_slice(engine.activations.log_probs(tokens.len()));
+            entropy.extend_from_slice(engine.activations.entropy(tokens.len()));
+            Ok(())
+        })
+    }
+
+    /// Adds to `gradients` those of a loss, which says of each micro-batch how it depends on its log-probabilities and entropies.
+    ///
+    /// # Errors
+    /// When a sample is longer than a micro-batch or the loss fails.
+    pub fn differentiate(
+        &mut self,
+        weights: &Weights,
+        gradients: &mut Gradients,
+        samples: &[Sample<'_>],
+        temperature: f32,
+        mut loss: impl FnMut(Scored<'_>, &mut TokenGradients<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.each_micro_batch(weights, samples, temperature, |engine, samples, tokens| {
+            let count = tokens.len();
+            for list in [&mut engine.d_log_probs, &mut engine.d_entropy] {
+                list.clear();
+                list.resize(count, 0.0);
+            }
+            let mut d = TokenGradients {
+                log_probs: &mut engine.d_log_probs,
+                entropy: &mut engine.d_entropy,
+                uses_entropy: false,
+            };
+            let scored = Scored {
+                samples,
+                tokens,
+                log_probs: engine.activations.log_probs(count),
+                entropy: engine.activations.entropy(count),
+            };
+            loss(scored, &mut d)?;
+            let uses_entropy = d.uses_entropy;
+            let d_entropy = uses_entropy.then_some(engine.d_entropy.as_slice());
+            engine.decoder.backward(
+                weights,
+                &engine.pack,
+                temperature,
+                &engine.d_log_probs,
+                d_entropy,
+                &mut engine.activations,
+                gradients,
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Runs samples forward, as many at a time as the plan holds, in order.
+    fn each_micro_batch(
+        &mut self,
+        weights: &Weights,
+        samples: &[Sample<'_>],
+        temperature: f32,
+        mut then: impl FnMut(&mut Self, Range<usize>, Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        let limit = self.activations.limits().tokens;
+        let (mut start, mut first_token) = (0, 0);
+        while start < samples.len() {
+            self.pack.clear();
+            let mut end = start;
+            while end < samples.len() && self.pack.tokens.len() + samples[end].rows() <= limit {
+                self.pack.push_response(samples[end].prompt, samples[end].response);
+                end += 1;
+            }
+            ensure!(
+                end > start,
+                "a prompt and response of {} tokens do not fit in a micro-batch of {limit}: raise train.micro_batch_tokens",
+                samples[start].rows()
+            );
+            self.decoder.forward(weights, &self.pack, temperature, &mut self.activations)?;
+            let tokens = first_token..first_token + self.pack.picked.len();
+            first_token = tokens.end;
+            then(self, start..end, tokens)?;
+            start = end;
+        }
+        Ok(())
+    }
+}
+
+/// Weights that learn: with their gradients, their optimiser and their learning rate.
+pub struct Learner {
+    /// The model's weights.
+    pub weights: Weights,
+    /// Gradients of the batch at hand.
+    pub gradients: Gradients,
+    optimizer: AdamW,
+    schedule: Schedule,
+}
+
+/// What an update did.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    /// The gradient's norm before clipping.
+    pub gradient_norm: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+}
+
+impl Learner {
+    /// A learner of fresh optimiser state for a run of `total` updates.
+    ///
+    /// # Errors
+    /// When the memory is not to be had.
+    pub fn new(weights: Weights, config: &OptimizerConfig, total: u64) -> Result<Self> {
+        let gradients = Gradients::zeros(weights.layout().clone(), weights.data().device())?;
+        let optimizer = AdamW::new(&weights, config.settings())?;
+        Ok(Learner { weights, gradients, optimizer, schedule: config.schedule(total) })
+    }
+
+    /// The optimiser's state, to be saved.
+    pub fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    /// The optimiser's state, to be restored.
+    pub fn optimizer_mut(&mut self) -> &mut AdamW {
+        &mut self.optimizer
+    }
+
+    /// Updates the weights by the gradients, and clears these.
+    ///
+    /// # Errors
+    /// When a gradient is NaN or infinite: the weights stay as they were.
+    pub fn update(&mut self) -> Result<Update> {
+        let learning_rate = self.schedule.rate(self.optimizer.step() + 1);
+        let gradient_norm =
+            self.optimizer.update(&mut self.weights, &self.gradients, learning_rate)?;
+        self.gradients.clear()?;
+        Ok(Update { gradient_norm, learning_rate })
+    }
+}
+
+/// Writes an optimiser's state as a safetensors file.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn save_optimizer(path: &std::path::Path, learner: &Learner) -> Result<()> {
+    let tensors =
+        learner.optimizer().tensors().map(|(name, view)| safetensors::Source::view(name, view));
+    Ok(safetensors::write(path, tensors, &[])?)
+}

@@ -1,0 +1,283 @@
+//! A run's folder: what is in it, who may write to it, and how a resumed run finds its place.
+//!
+//! ```text
+//! config.toml                 as resolved
+//! metrics.jsonl               a line a step
+//! events.out.tfevents.*       the same for TensorBoard
+//! sft-checkpoints/step-N/     while SFT lasts
+//! sft/                        the model after SFT
+//! checkpoints/step-N/         policy, prm, trainer
+//! outcome-only/checkpoints/   of the run that PRIME is compared with
+//! rollouts/                   a file a recorded step, as `prime replay` reads it
+//! result.json                 the final table
+//! ```
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use prime_runtime::checkpoint::{self, FolderLock};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::step::Rollouts;
+use crate::tensorboard::EventFile;
+
+/// Settings that a resumed run may change: they do not change what is computed.
+const FREE: [&str; 4] = ["threads", "train.save_every", "train.keep", "train.record_every"];
+
+/// An open run folder, locked against other runs.
+pub struct RunFolder {
+    path: PathBuf,
+    _lock: FolderLock,
+    metrics: File,
+    events: EventFile,
+}
+
+/// What a checkpoint remembers of the run around it.
+#[derive(Serialize, Deserialize)]
+struct Place {
+    /// Length of `metrics.jsonl` when the checkpoint was made: what came later is repeated.
+    metrics_bytes: u64,
+}
+
+impl RunFolder {
+    /// A new run.
+    ///
+    /// # Errors
+    /// When a run is there already, another program writes to it, or the disk refuses.
+    pub fn create(path: &Path, config: &Config) -> Result<Self> {
+        fs::create_dir_all(path)
+            .with_context(|| format!("cannot create the run folder {}", path.display()))?;
+        let lock = FolderLock::acquire(path)?;
+        ensure!(
+            !path.join("config.toml").exists(),
+            "there is a run in {} already: continue it with --resume, or choose another folder with --out",
+            path.display()
+        );
+        checkpoint::atomic_write(path.join("config.toml"), config.to_toml()?.as_bytes())?;
+        Self::open(path, lock)
+    }
+
+    /// A run that goes on, with the configuration it was begun with.
+    ///
+    /// # Errors
+    /// When there is no run, another program writes to it, or `wanted` differs from its configuration in more than may change.
+    pub fn resume(path: &Path, wanted: Option<&Config>) -> Result<(Self, Config)> {
+        let file = path.join("config.toml");
+        ensure!(
+            file.exists(),
+            "there is no run to resume in {}: it has no config.toml. Start one without --resume",
+            path.display()
+        );
+        let lock = FolderLock::acquire(path)?;
+        let mut config = Config::load_resolved(&file)?;
+        if let Some(wanted) = wanted {
+            let differences = differences(&config, wanted)?;
+            if !differences.is_empty() {
+                bail!(
+                    "the run in {} was begun with other settings: {}. Resume without changing them, or start a run of its own with --out",
+                    path.display(),
+                    differences.join("; ")
+                );
+            }
+            config = wanted.clone();
+        }
+        checkpoint::remove_stale(path)?;
+        for folder in ["checkpoints", "sft-checkpoints", "outcome-only/checkpoints"] {
+            if path.join(folder).is_dir() {
+                checkpoint::remove_stale(path.join(folder))?;
+            }
+        }
+        Ok((Self::open(path, lock)?, config))
+    }
+
+    fn open(path: &Path, lock: FolderLock) -> Result<Self> {
+        let file = path.join("metrics.jsonl");
+        let metrics = File::options()
+            .create(true)
+            .append(true)
+            .open(&file)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let events = EventFile::create(path)
+            .with_context(|| format!("cannot write events to {}", path.display()))?;
+        Ok(RunFolder { path: path.to_path_buf(), _lock: lock, metrics, events })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Records the metrics of a step.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn record(&mut self, metrics: &Metrics) -> Result<()> {
+        let line = metrics.to_json() + "\n";
+        let path = self.path.join("metrics.jsonl");
+        self.metrics
+            .write_all(line.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let values =
+            metrics.values().map(|(name, value)| (format!("{}/{name}", metrics.stage()), value));
+        self.events
+            .scalars(metrics.step(), values)
+            .with_context(|| "cannot write the TensorBoard events")
+    }
+
+    /// The metrics recorded so far, a JSON object a line.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn recorded(&self) -> Result<Vec<Value>> {
+        let path = self.path.join("metrics.jsonl");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        // A line that a killed run left unfinished is not a line.
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// Records a step's rollouts, whole or not at all.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn record_rollouts(&self, stage: &str, step: u64, batch: &Rollouts) -> Result<()> {
+        let folder = self.path.join("rollouts");
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let mut bytes = Vec::new();
+        batch.write_json_lines(&mut bytes)?;
+        checkpoint::atomic_write(folder.join(format!("{stage}-{step:06}.jsonl")), &bytes)?;
+        Ok(())
+    }
+
+    /// Saves a checkpoint of which a crash leaves the whole or nothing.
+    ///
+    /// # Errors
+    /// When the disk refuses: the checkpoints that were there stay.
+    pub fn save(
+        &mut self,
+        folder: &str,
+        name: &str,
+        keep: usize,
+        write: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        self.metrics.sync_data().context("cannot flush metrics.jsonl")?;
+        let place = Place { metrics_bytes: self.metrics.metadata()?.len() };
+        let parent = self.path.join(folder);
+        fs::create_dir_all(&parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
+        checkpoint::save(&parent, name, keep, |folder: &Path| -> Result<()> {
+            write(folder)?;
+            let path = folder.join("run.json");
+            fs::write(&path, serde_json::to_string(&place)?)
+                .with_context(|| format!("cannot write {}", path.display()))
+        })
+        .with_context(|| {
+            format!("checkpoint {name} was not saved; those saved before are as they were")
+        })
+    }
+
+    /// The newest whole checkpoint of a folder, verified; metrics recorded after it are dropped.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn rewind(&mut self, folder: &str) -> Result<Option<PathBuf>> {
+        let parent = self.path.join(folder);
+        if !parent.is_dir() {
+            return Ok(None);
+        }
+        let Some(found) = checkpoint::latest(&parent)? else { return Ok(None) };
+        self.rewind_to(&found)?;
+        Ok(Some(found))
+    }
+
+    /// Drops the metrics recorded after a checkpoint, and verifies it.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn rewind_to(&mut self, checkpoint: &Path) -> Result<()> {
+        checkpoint::verify(checkpoint)?;
+        let path = checkpoint.join("run.json");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let place: Place =
+            serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?;
+        let length = self.metrics.metadata()?.len().min(place.metrics_bytes);
+        self.metrics.set_len(length).context("cannot cut metrics.jsonl back to the checkpoint")
+    }
+}
+
+/// The settings in which two configurations differ, apart from those that may.
+fn differences(old: &Config, new: &Config) -> Result<Vec<String>> {
+    fn walk(old: &toml::Value, new: &toml::Value, path: &str, found: &mut Vec<String>) {
+        match (old, new) {
+            (toml::Value::Table(old), toml::Value::Table(new)) => {
+                for (key, old) in old {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    if let Some(new) = new.get(key) {
+                        walk(old, new, &path, found);
+                    }
+                }
+            }
+            _ if old != new && !FREE.contains(&path) => {
+                found.push(format!("{path} was {old}, now {new}"))
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    walk(&toml::Value::try_from(old)?, &toml::Value::try_from(new)?, "", &mut found);
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(overrides: &[&str]) -> Config {
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        Config::load(&[], &overrides).unwrap()
+    }
+
+    #[test]
+    fn a_second_run_in_one_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = RunFolder::create(folder.path(), &config(&[])).unwrap();
+        assert!(RunFolder::resume(folder.path(), None).is_err(), "two runs at once");
+        drop(first);
+        let message = RunFolder::create(folder.path(), &config(&[])).err().unwrap().to_string();
+        assert!(message.contains("--resume"), "{message}");
+        assert!(RunFolder::resume(folder.path(), None).is_ok());
+    }
+
+    #[test]
+    fn a_resume_with_other_settings_names_them() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(RunFolder::create(folder.path(), &config(&[])).unwrap());
+        let message = RunFolder::resume(folder.path(), Some(&config(&["prm.beta=0.25"])))
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(message.contains("prm.beta was 0.5, now 0.25"), "{message}");
+        assert!(RunFolder::resume(folder.path(), Some(&config(&["train.keep=7"]))).is_ok());
+    }
+
+    #[test]
+    fn metrics_recorded_after_a_checkpoint_are_dropped_on_resume() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = RunFolder::create(folder.path(), &config(&[])).unwrap();
+        run.record(&Metrics::new("prime", 1)).unwrap();
+        run.save("checkpoints", "step-1", 2, |_| Ok(())).unwrap();
+        run.record(&Metrics::new("prime", 2)).unwrap();
+        assert_eq!(run.recorded().unwrap().len(), 2);
+        assert!(run.rewind("checkpoints").unwrap().unwrap().ends_with("step-1"));
+        assert_eq!(run.recorded().unwrap().len(), 1);
+        run.record(&Metrics::new("prime", 2)).unwrap();
+        assert_eq!(run.recorded().unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,408 @@
+//! A run from beginning to end: SFT, evaluation, PRIME, the outcome-only run beside it, and the table.
+
+pub mod folder;
+pub mod interrupt;
+mod progress;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use prime_model::{Generator, Sampling};
+
+use crate::config::{Config, Reference};
+use crate::evaluate::{self, Summary};
+use crate::metrics::Metrics;
+use crate::prompts::Prompts;
+use crate::setup;
+use crate::sft::Sft;
+use crate::tasks::Split;
+use crate::trainer::{Model, Trainer};
+use folder::RunFolder;
+use progress::Progress;
+
+pub use table::{Entry, Table};
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum End {
+    /// It is complete.
+    Complete(Table),
+    /// It was asked to stop, and saved what it had; the sentence says where it stands.
+    Interrupted(String),
+}
+
+/// SFT and nothing else: the model is left in `sft/` of the run folder.
+///
+/// # Errors
+/// When anything the run depends on is not right, or a step is refused.
+pub fn sft(config: &Config, folder: &mut RunFolder) -> Result<End> {
+    if config.sft.steps == 0 {
+        bail!("sft.steps is 0: there is nothing to train");
+    }
+    let prompts = setup::prompts(config, model_folder(config))?;
+    say_notes(&prompts);
+    let Some(model) = warm_up_model(config, &prompts, folder)? else {
+        return Ok(interrupted(folder));
+    };
+    let mut table = Table::default();
+    table.push(evaluate_model(config, &prompts, &model, folder, "sft", config.sft.steps)?);
+    table.save(folder)?;
+    Ok(End::Complete(table))
+}
+
+/// A whole run: SFT, PRIME (or RL on outcomes alone), the run to compare with, the table.
+///
+/// # Errors
+/// When anything the run depends on is not right, or a step is refused.
+pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
+    let prompts = setup::prompts(config, model_folder(config))?;
+    say_notes(&prompts);
+    let Some(start) = warm_up_model(config, &prompts, folder)? else {
+        return Ok(interrupted(folder));
+    };
+    let mut table = Table::default();
+    table.push(evaluate_model(config, &prompts, &start, folder, "start", 0)?);
+
+    let prime =
+        if config.train.outcome_only { None } else { Some(prm_models(config, &prompts, &start)?) };
+    let stage = if prime.is_some() { Stage::PRIME } else { Stage::OUTCOME_ONLY };
+    let compare =
+        (config.train.compare && prime.is_some()).then(|| start.duplicate()).transpose()?;
+    let trainer = Trainer::new(config, prompts.share(), start, prime)?;
+    let Some(entries) =
+        reinforce(config, trainer, folder, &stage, "checkpoints", config.train.steps)?
+    else {
+        return Ok(interrupted(folder));
+    };
+    table.entries.extend(entries);
+    if let Some(start) = compare {
+        // As many batches of rollouts as PRIME took, its PRM's warm-up included.
+        let mut longer = config.clone();
+        longer.train.steps = config.train.steps + config.prm.warmup_batches;
+        let trainer = Trainer::new(&longer, prompts.share(), start, None)?;
+        let stage = Stage { also_evaluate: Some(config.train.steps), ..Stage::OUTCOME_ONLY };
+        let checkpoints = "outcome-only/checkpoints";
+        let Some(entries) =
+            reinforce(&longer, trainer, folder, &stage, checkpoints, longer.train.steps)?
+        else {
+            return Ok(interrupted(folder));
+        };
+        table.entries.extend(entries);
+    }
+    table.save(folder)?;
+    Ok(End::Complete(table))
+}
+
+/// The folder that the run's model starts from.
+fn model_folder(config: &Config) -> Option<&Path> {
+    (!config.model.path.is_empty()).then(|| Path::new(&config.model.path))
+}
+
+fn say_notes(prompts: &Prompts) {
+    for note in prompts.task().notes() {
+        eprintln!("{}: {note}", prompts.task().name());
+    }
+}
+
+fn interrupted(folder: &RunFolder) -> End {
+    let path = folder.path().display();
+    End::Interrupted(format!("stopped and saved; go on with: prime train --resume --out {path}"))
+}
+
+/// The model after SFT: trained now, taken up where a killed run left it, or the one that is there. None when the run was interrupted.
+fn warm_up_model(
+    config: &Config,
+    prompts: &Prompts,
+    folder: &mut RunFolder,
+) -> Result<Option<Model>> {
+    let done = folder.path().join("sft");
+    if done.is_dir() {
+        let has_later = folder.path().join("checkpoints").is_dir();
+        if !has_later {
+            folder.rewind_to(&done)?;
+        }
+        return Ok(Some(setup::load_model(config, &done.join("policy"), prompts.tokenizer())?));
+    }
+    let model = setup::base_model(config, prompts)?;
+    if config.sft.steps == 0 {
+        return Ok(Some(model));
+    }
+    let mut sft = Sft::new(config, prompts.share(), model)?;
+    if let Some(checkpoint) = folder.rewind("sft-checkpoints")? {
+        sft.restore(&checkpoint)?;
+    }
+    // As often in tokens seen as RL saves: its steps are shorter.
+    let save_every = config.train.save_every * 25;
+    let mut progress = Progress::new("sft", config.sft.steps, sft.steps());
+    while sft.steps() < config.sft.steps {
+        if interrupt::requested() {
+            save_sft(&sft, folder, config)?;
+            return Ok(None);
+        }
+        let metrics = match sft.step() {
+            Ok(metrics) => metrics,
+            Err(error) => {
+                let step = sft.steps() + 1;
+                save_sft(&sft, folder, config)?;
+                return Err(error
+                    .context(format!("sft step {step} was refused; step {} is saved", step - 1)));
+            }
+        };
+        folder.record(&metrics)?;
+        let value = |name: &str| metrics.get(name).unwrap_or(f64::NAN);
+        let rate = value("throughput/sft_tokens_per_second");
+        progress.step(sft.steps(), &format!("loss {:.3} {rate:.0} tokens/s", value("sft/loss")));
+        if sft.steps().is_multiple_of(save_every) && sft.steps() < config.sft.steps {
+            save_sft(&sft, folder, config)?;
+        }
+    }
+    progress.finish();
+    folder.save("", "sft", 0, |path| sft.save(path))?;
+    Ok(Some(sft.into_model()))
+}
+
+fn save_sft(sft: &Sft, folder: &mut RunFolder, config: &Config) -> Result<PathBuf> {
+    folder.save("sft-checkpoints", &format!("step-{}", sft.steps()), config.train.keep, |path| {
+        sft.save(path)
+    })
+}
+
+/// The PRM and its frozen reference, where there is one.
+fn prm_models(config: &Config, prompts: &Prompts, start: &Model) -> Result<(Model, Option<Model>)> {
+    let load = |path: &str, key: &str| -> Result<Model> {
+        if path.is_empty() {
+            return start.duplicate();
+        }
+        let model = setup::load_model(config, Path::new(path), prompts.tokenizer())
+            .with_context(|| key.to_string())?;
+        let other =
+            prime_model::Tokenizer::load(Path::new(path)).with_context(|| key.to_string())?;
+        prompts
+            .tokenizer()
+            .check_same(&other)
+            .with_context(|| format!("{key} must share the policy's tokenizer"))?;
+        Ok(model)
+    };
+    let prm = load(&config.prm.path, "prm.path")?;
+    let reference = match config.prm.reference {
+        Reference::Policy => None,
+        Reference::Frozen
+            if config.prm.reference_path.is_empty() && !config.prm.path.is_empty() =>
+        {
+            Some(prm.duplicate()?)
+        }
+        Reference::Frozen => Some(load(&config.prm.reference_path, "prm.reference_path")?),
+    };
+    Ok((prm, reference))
+}
+
+/// One of the two RL loops.
+struct Stage {
+    name: &'static str,
+    label: &'static str,
+    /// A step at which the model is evaluated for the table, besides the last.
+    also_evaluate: Option<u64>,
+}
+
+impl Stage {
+    const PRIME: Stage = Stage { name: "prime", label: "prime", also_evaluate: None };
+    const OUTCOME_ONLY: Stage =
+        Stage { name: "outcome_only", label: "outcome-only", also_evaluate: None };
+}
+
+/// RL from step 0 or the newest checkpoint to the last step. Returns the table's entries; none when the run was interrupted.
+fn reinforce(
+    config: &Config,
+    mut trainer: Trainer,
+    folder: &mut RunFolder,
+    stage: &Stage,
+    checkpoints: &str,
+    steps: u64,
+) -> Result<Option<Vec<Entry>>> {
+    if let Some(checkpoint) = folder.rewind(checkpoints)? {
+        trainer.restore(&checkpoint)?;
+    }
+    let mut progress =
+        Progress::new("prm warm-up", config.prm.warmup_batches, trainer.state().warmup_batches);
+    while trainer.is_warming_up() {
+        if interrupt::requested() {
+            return Ok(None);
+        }
+        let (metrics, batch) = trainer.warm_up(&mut |_| ()).context("the PRM's warm-up")?;
+        folder.record(&metrics)?;
+        if records(config, metrics.step()) {
+            folder.record_rollouts("prm_warmup", metrics.step(), &batch)?;
+        }
+        let accuracy = metrics.get("prm/pairwise_accuracy").unwrap_or(f64::NAN);
+        progress.step(metrics.step(), &format!("pairwise accuracy {accuracy:.3}"));
+        if !trainer.is_warming_up() {
+            save(&trainer, folder, checkpoints, config)?;
+        }
+    }
+    progress.finish();
+
+    let mut entries = Vec::new();
+    let mut progress = Progress::new(stage.label, steps, trainer.state().step);
+    while trainer.state().step < steps {
+        if interrupt::requested() {
+            save(&trainer, folder, checkpoints, config)?;
+            return Ok(None);
+        }
+        let step = trainer.state().step + 1;
+        let (metrics, batch) = match trainer.step(&mut |_| ()) {
+            Ok(done) => done,
+            Err(error) => {
+                let kept = save_if_absent(&trainer, folder, checkpoints, config, step - 1)?;
+                return Err(
+                    error.context(format!("{} step {step} was refused; {kept}", stage.label))
+                );
+            }
+        };
+        let metrics = metrics.in_stage(stage.name);
+        folder.record(&metrics)?;
+        if records(config, step) && !batch.is_empty() {
+            folder.record_rollouts(stage.name, step, &batch)?;
+        }
+        let value = |name: &str| metrics.get(name).unwrap_or(f64::NAN);
+        progress.step(
+            step,
+            &format!(
+                "accuracy {:.3} kept {:.0} length {:.1} {:.1} s",
+                value("reward/accuracy"),
+                value("filter/kept"),
+                value("response/length"),
+                value("seconds/step")
+            ),
+        );
+        let due = step.is_multiple_of(config.eval.every) && step != steps;
+        if due || stage.also_evaluate == Some(step) {
+            let entry = evaluate_trainer(config, &mut trainer, folder, stage.name, step)?;
+            progress.say(&format!("{} after step {step}: {entry}", stage.label));
+        }
+        if step.is_multiple_of(config.train.save_every) && step < steps {
+            save(&trainer, folder, checkpoints, config)?;
+        }
+    }
+    progress.finish();
+    // What was evaluated before a run was killed is in the metrics, so the table's entries are read from there.
+    let last = match Entry::recorded(folder, stage.name, steps)? {
+        Some(entry) => entry,
+        None => evaluate_trainer(config, &mut trainer, folder, stage.name, steps)?,
+    };
+    save(&trainer, folder, checkpoints, config)?;
+    if let Some(step) = stage.also_evaluate {
+        entries.extend(Entry::recorded(folder, stage.name, step)?);
+    }
+    entries.push(last);
+    Ok(Some(entries))
+}
+
+fn records(config: &Config, step: u64) -> bool {
+    step.is_multiple_of(config.train.record_every)
+}
+
+fn save(
+    trainer: &Trainer,
+    folder: &mut RunFolder,
+    checkpoints: &str,
+    config: &Config,
+) -> Result<PathBuf> {
+    let name = format!("step-{}", trainer.state().step);
+    folder.save(checkpoints, &name, config.train.keep, |path| trainer.save(path))
+}
+
+/// After a refused step: the step before it, unless it is saved already.
+fn save_if_absent(
+    trainer: &Trainer,
+    folder: &mut RunFolder,
+    checkpoints: &str,
+    config: &Config,
+    step: u64,
+) -> Result<String> {
+    let there = folder.path().join(checkpoints).join(format!("step-{step}"));
+    let path = if there.is_dir() { there } else { save(trainer, folder, checkpoints, config)? };
+    Ok(format!("the model before it is in {}", path.display()))
+}
+
+fn evaluate_trainer(
+    config: &Config,
+    trainer: &mut Trainer,
+    folder: &mut RunFolder,
+    stage: &'static str,
+    step: u64,
+) -> Result<Entry> {
+    let prompts = trainer.prompts().share();
+    let stop = prompts.stop_tokens(trainer.model_config());
+    let samples = trainer.state().samples;
+    let entry = evaluate_with(config, &prompts, trainer.generator()?, &stop)?;
+    record_evaluation(folder, entry, stage, step, samples)
+}
+
+fn evaluate_model(
+    config: &Config,
+    prompts: &Prompts,
+    model: &Model,
+    folder: &mut RunFolder,
+    stage: &'static str,
+    step: u64,
+) -> Result<Entry> {
+    if let Some(entry) = Entry::recorded(folder, stage, step)? {
+        return Ok(entry);
+    }
+    let mut generator = Generator::new(&model.config, &model.weights, config.generation_limits())?;
+    let stop = prompts.stop_tokens(&model.config);
+    let entry = evaluate_with(config, prompts, &mut generator, &stop)?;
+    record_evaluation(folder, entry, stage, step, 0)
+}
+
+/// Sampled at the evaluation's temperature, and greedy.
+fn evaluate_with(
+    config: &Config,
+    prompts: &Prompts,
+    generator: &mut Generator,
+    stop: &[u32],
+) -> Result<(Summary, Summary)> {
+    let mut summaries = Vec::with_capacity(2);
+    for (samples, temperature) in [(config.eval.samples, config.eval.temperature), (1, 0.0)] {
+        let settings = evaluate::Settings {
+            split: Split::HeldOut,
+            problems: config.eval.problems,
+            samples,
+            sampling: Sampling { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed: config.seed },
+            max_new_tokens: config.rollout.max_new_tokens,
+        };
+        let (graded, _) = evaluate::evaluate(generator, prompts, stop, &settings, |_| ())?;
+        summaries.push(Summary::of(&graded, config.seed));
+    }
+    let greedy = summaries.pop().context("two evaluations")?;
+    Ok((summaries.pop().context("two evaluations")?, greedy))
+}
+
+fn record_evaluation(
+    folder: &mut RunFolder,
+    (sampled, greedy): (Summary, Summary),
+    stage: &'static str,
+    step: u64,
+    samples: u64,
+) -> Result<Entry> {
+    let mut metrics = Metrics::new("eval", step);
+    metrics.set(format!("{stage}/samples"), samples as f64);
+    metrics.set(format!("{stage}/mean_score"), sampled.mean_score.mean);
+    metrics.set(format!("{stage}/mean_score_low"), sampled.mean_score.low);
+    metrics.set(format!("{stage}/mean_score_high"), sampled.mean_score.high);
+    for (k, estimate) in sampled.pass_at.iter().skip(1) {
+        metrics.set(format!("{stage}/pass_at_{k}"), estimate.mean);
+    }
+    for (k, estimate) in &sampled.majority_at {
+        metrics.set(format!("{stage}/majority_at_{k}"), estimate.mean);
+    }
+    metrics.set(format!("{stage}/greedy"), greedy.mean_score.mean);
+    metrics.set(format!("{stage}/length"), sampled.length);
+    metrics.set(format!("{stage}/truncated"), sampled.truncated);
+    for (level, score, _) in &sampled.levels {
+        metrics.set(format!("{stage}/level_{level}"), *score);
+    }
+    folder.record(&metrics)?;
+    Entry::recorded(folder, stage, step)?.context("the evaluation that was just recorded")
+}

@@ -1,0 +1,158 @@
+//! Supervised fine-tuning on worked solutions: the warm-up before RL.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use prime_model::{Mode, Weights};
+use prime_runtime::process::peak_memory_bytes;
+
+use crate::config::Config;
+use crate::engine::{Engine, Learner, Sample, Scored, TokenGradients, save_optimizer};
+use crate::metrics::Metrics;
+use crate::prompts::{Demonstration, Prompts};
+use crate::trainer::Model;
+
+/// A model learning from demonstrations.
+pub struct Sft {
+    config: Config,
+    prompts: Prompts,
+    model_config: prime_model::Config,
+    engine: Engine,
+    learner: Learner,
+    state: State,
+}
+
+/// Where the training stands.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct State {
+    /// Updates made.
+    pub step: u64,
+    /// Demonstrations looked at: the place in the task.
+    pub demonstrations: u64,
+}
+
+impl Sft {
+    /// A trainer before its first update.
+    ///
+    /// # Errors
+    /// When memory is not to be had.
+    pub fn new(config: &Config, prompts: Prompts, model: Model) -> Result<Self> {
+        let mode =
+            if config.train.checkpoint_activations { Mode::TrainCheckpointed } else { Mode::Train };
+        let device = prime_runtime::Device::parse(&config.device)?;
+        let engine =
+            Engine::new(&model.config, device, config.dtype(), config.micro_batch_tokens(), mode)?;
+        let learner = Learner::new(model.weights, &config.sft.optimizer, config.sft.steps)?;
+        let (config, state) = (config.clone(), State::default());
+        Ok(Sft { config, prompts, model_config: model.config, engine, learner, state })
+    }
+
+    /// Updates made.
+    pub fn steps(&self) -> u64 {
+        self.state.step
+    }
+
+    /// The model as it stands.
+    pub fn into_model(self) -> Model {
+        Model { config: self.model_config, weights: self.learner.weights }
+    }
+
+    /// One update on the next demonstrations.
+    ///
+    /// # Errors
+    /// When the loss or a gradient is NaN or infinite: the weights are then those before the update.
+    pub fn step(&mut self) -> Result<Metrics> {
+        let started = Instant::now();
+        let (demonstrations, skipped) = self.draw()?;
+        let samples: Vec<Sample<'_>> = demonstrations
+            .iter()
+            .map(|demonstration| Sample {
+                prompt: &demonstration.prompt,
+                response: &demonstration.response,
+            })
+            .collect();
+        let targets: usize = samples.iter().map(|sample| sample.response.len()).sum();
+        let tokens: usize =
+            targets + samples.iter().map(|sample| sample.prompt.len()).sum::<usize>();
+        let mut loss = 0.0;
+        let nll = |scored: Scored<'_>, d: &mut TokenGradients<'_>| {
+            loss -= scored.log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / targets as f64;
+            ensure!(loss.is_finite(), "the loss is {loss}");
+            d.log_probs.fill(-1.0 / targets as f32);
+            Ok(())
+        };
+        self.engine.differentiate(
+            &self.learner.weights,
+            &mut self.learner.gradients,
+            &samples,
+            1.0,
+            nll,
+        )?;
+        let update = self.learner.update()?;
+        self.state.step += 1;
+        let seconds = started.elapsed().as_secs_f64();
+        let mut metrics = Metrics::new("sft", self.state.step);
+        metrics.set("sft/loss", loss);
+        metrics.set("sft/gradient_norm", update.gradient_norm);
+        metrics.set("sft/learning_rate", update.learning_rate);
+        metrics.set("sft/skipped", skipped as f64);
+        metrics.set("seconds/step", seconds);
+        metrics.set("throughput/sft_tokens_per_second", tokens as f64 / seconds);
+        metrics.set("memory/peak_bytes", peak_memory_bytes() as f64);
+        Ok(metrics)
+    }
+
+    /// The next demonstrations that fit, and how many did not.
+    fn draw(&mut self) -> Result<(Vec<Demonstration>, usize)> {
+        let limit = self.config.micro_batch_tokens();
+        let (mut drawn, mut skipped) = (Vec::with_capacity(self.config.sft.batch_size), 0);
+        while drawn.len() < self.config.sft.batch_size {
+            match self.prompts.demonstration(self.state.demonstrations, self.config.seed, limit)? {
+                Some(demonstration) => drawn.push(demonstration),
+                None => skipped += 1,
+            }
+            self.state.demonstrations += 1;
+            if skipped > 100_000 {
+                bail!("100000 demonstrations in a row were longer than the limits on tokens");
+            }
+        }
+        Ok((drawn, skipped))
+    }
+
+    /// Writes the training's state into a checkpoint folder: `policy` and `trainer`.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        self.prompts.save_model(
+            &folder.join("policy"),
+            &self.model_config,
+            &self.learner.weights,
+        )?;
+        let trainer = folder.join("trainer");
+        std::fs::create_dir_all(&trainer)
+            .with_context(|| format!("cannot create {}", trainer.display()))?;
+        save_optimizer(&trainer.join("policy.safetensors"), &self.learner)?;
+        let path = trainer.join("state.json");
+        std::fs::write(&path, serde_json::to_string_pretty(&self.state)?)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Takes the training up where a checkpoint left it.
+    ///
+    /// # Errors
+    /// When the checkpoint is not one of this configuration.
+    pub fn restore(&mut self, folder: &Path) -> Result<()> {
+        let path = folder.join("trainer").join("state.json");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        self.state = serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?;
+        self.learner.weights =
+            Weights::load(&folder.join("policy"), &self.model_config, self.config.dtype())?;
+        self.learner
+            .optimizer_mut()
+            .restore(&folder.join("trainer").join("policy.safetensors"), self.state.step)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,553 @@
+//! The life of a PRIME step, and what lives from step to step.
+//!
+//! prompts -> rollouts -> outcome grading -> prompt filter -> log-probs under the PRM and the reference -> PRM update ->
+//! process rewards -> advantages -> policy update -> metrics. Each arrow is a function of a file of [`crate::step`].
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use prime_kernels::policy_loss::Clip;
+use prime_model::{Config as ModelConfig, GenerationLimits, Generator, Mode, Sampling, Weights};
+use prime_runtime::process::peak_memory_bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, PrmUpdate, Reference, Refill};
+use crate::engine::{Engine, Learner};
+use crate::metrics::Metrics;
+use crate::prompts::Prompts;
+use crate::step::filter::{self, Bounds, Counts};
+use crate::step::rollout::{self, Prompt};
+use crate::step::{
+    Rollouts, accuracy, advantage, filter::Refill as Selector, grade, implicit_reward,
+    policy_update, prm_update,
+};
+use crate::tasks::Split;
+
+/// Where a run stands; with weights and optimiser states, all that a resumed run needs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Policy updates, counted in batches.
+    pub step: u64,
+    /// Batches that trained the PRM alone.
+    pub warmup_batches: u64,
+    /// Samples drawn so far: each has a number of its own, which fixes its randomness.
+    pub samples: u64,
+    /// Training prompts drawn so far: the place in the task.
+    pub prompts: u64,
+    /// Prompts that passed the filter and found no place in their batch: they are sampled anew, first of all.
+    pub buffer: Vec<u64>,
+    /// Optimiser updates of the policy.
+    pub policy_updates: u64,
+    /// Optimiser updates of the PRM.
+    pub prm_updates: u64,
+}
+
+/// The implicit PRM: a language model that learns, and what it is compared with.
+struct Prm {
+    /// Buffers of its own where its shape is not the policy's.
+    engine: Option<Engine>,
+    learner: Learner,
+    /// The frozen reference; none where the sampling policy is the reference.
+    reference: Option<Frozen>,
+}
+
+/// A model that only scores.
+struct Frozen {
+    engine: Option<Engine>,
+    weights: Weights,
+}
+
+/// A model and where it came from.
+pub struct Model {
+    /// Its configuration.
+    pub config: ModelConfig,
+    /// Its weights.
+    pub weights: Weights,
+}
+
+impl Model {
+    /// A copy of the weights.
+    ///
+    /// # Errors
+    /// When the memory is not to be had.
+    pub fn duplicate(&self) -> Result<Model> {
+        let mut weights =
+            Weights::zeros(&self.config, self.weights.data().device(), self.weights.dtype())?;
+        prime_kernels::cast::forward(weights.data_mut().view_mut(), self.weights.data().view())?;
+        Ok(Model { config: self.config.clone(), weights })
+    }
+}
+
+/// Everything that a PRIME run holds.
+pub struct Trainer {
+    config: Config,
+    prompts: Prompts,
+    model_config: ModelConfig,
+    engine: Engine,
+    policy: Learner,
+    prm: Option<Prm>,
+    generator: Generator,
+    stop: Vec<u32>,
+    state: State,
+}
+
+/// One batch on its way through a step, with what was counted of it.
+struct Sampled {
+    batch: Rollouts,
+    counts: Counts,
+    rounds: u64,
+    sampled_tokens: usize,
+    /// Of all responses sampled, before the filter.
+    accuracy: f64,
+    truncated: f64,
+    length: f64,
+    seconds_rollout: f64,
+    seconds_grade: f64,
+}
+
+impl Trainer {
+    /// A trainer at step 0. Without `prm`, it trains on outcomes alone.
+    ///
+    /// # Errors
+    /// When the models do not fit the task, or memory is not to be had.
+    pub fn new(
+        config: &Config,
+        prompts: Prompts,
+        policy: Model,
+        prm: Option<(Model, Option<Model>)>,
+    ) -> Result<Self> {
+        let mode =
+            if config.train.checkpoint_activations { Mode::TrainCheckpointed } else { Mode::Train };
+        let tokens = config.micro_batch_tokens();
+        let device = prime_runtime::Device::parse(&config.device)?;
+        let dtype = config.dtype();
+        let model_config = policy.config.clone();
+        let engine = Engine::new(&model_config, device, dtype, tokens, mode)?;
+        let engine_for = |other: &ModelConfig, mode| -> Result<Option<Engine>> {
+            (other != &model_config)
+                .then(|| Engine::new(other, device, dtype, tokens, mode))
+                .transpose()
+        };
+        let batches = config.train.steps;
+        let prm = match prm {
+            None => None,
+            Some((prm, reference)) => {
+                let reference = match reference {
+                    None => None,
+                    Some(model) => Some(Frozen {
+                        engine: engine_for(&model.config, Mode::Score)?,
+                        weights: model.weights,
+                    }),
+                };
+                let updates = (config.prm.warmup_batches + batches)
+                    * (config.prm.minibatches * config.prm.epochs) as u64;
+                let engine = engine_for(&prm.config, mode)?;
+                Some(Prm {
+                    engine,
+                    learner: Learner::new(prm.weights, &config.prm.optimizer, updates)?,
+                    reference,
+                })
+            }
+        };
+        let generator = Generator::new(&model_config, &policy.weights, config.generation_limits())?;
+        let updates = batches * (config.policy.minibatches * config.policy.epochs) as u64;
+        let policy = Learner::new(policy.weights, &config.policy.optimizer, updates)?;
+        let stop = prompts.stop_tokens(&model_config);
+        let state = State::default();
+        Ok(Trainer {
+            config: config.clone(),
+            prompts,
+            model_config,
+            engine,
+            policy,
+            prm,
+            generator,
+            stop,
+            state,
+        })
+    }
+
+    /// Where the run stands.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The policy's configuration.
+    pub fn model_config(&self) -> &ModelConfig {
+        &self.model_config
+    }
+
+    /// The policy's weights.
+    pub fn policy(&self) -> &Weights {
+        &self.policy.weights
+    }
+
+    /// The PRM's weights, where there is one.
+    pub fn prm(&self) -> Option<&Weights> {
+        self.prm.as_ref().map(|prm| &prm.learner.weights)
+    }
+
+    /// The generator, holding the policy's present weights, for an evaluation between steps.
+    ///
+    /// # Errors
+    /// Never, unless memory is corrupt.
+    pub fn generator(&mut self) -> Result<&mut Generator> {
+        self.generator.load_weights(&self.policy.weights)?;
+        Ok(&mut self.generator)
+    }
+
+    /// The prompts of the task.
+    pub fn prompts(&self) -> &Prompts {
+        &self.prompts
+    }
+
+    /// Whether batches that train the PRM alone are still to come.
+    pub fn is_warming_up(&self) -> bool {
+        self.prm.is_some() && self.state.warmup_batches < self.config.prm.warmup_batches
+    }
+
+    /// One batch that trains the PRM alone, before the policy's first update.
+    ///
+    /// # Errors
+    /// When a loss or gradient is NaN or infinite, or no prompts are left.
+    pub fn warm_up(&mut self, progress: &mut dyn FnMut(usize)) -> Result<(Metrics, Rollouts)> {
+        let mut metrics = Metrics::new("prm_warmup", self.state.warmup_batches + 1);
+        let mut sampled = self.sample(progress)?;
+        metrics_of_sampling(&mut metrics, &sampled);
+        if !sampled.batch.is_empty() {
+            self.reward(&mut sampled.batch, &mut metrics)?;
+        }
+        self.state.warmup_batches += 1;
+        metrics.set("memory/peak_bytes", peak_memory_bytes() as f64);
+        Ok((metrics, sampled.batch))
+    }
+
+    /// One PRIME step.
+    ///
+    /// # Errors
+    /// When a loss or gradient is NaN or infinite: the weights are then those before the update that failed.
+    pub fn step(&mut self, progress: &mut dyn FnMut(usize)) -> Result<(Metrics, Rollouts)> {
+        let start = Instant::now();
+        let mut metrics = Metrics::new("prime", self.state.step + 1);
+        let sampled = self.sample(progress)?;
+        metrics_of_sampling(&mut metrics, &sampled);
+        let mut batch = sampled.batch;
+        if !batch.is_empty() {
+            if self.prm.is_some() {
+                self.reward(&mut batch, &mut metrics)?;
+            }
+            self.advise(&mut batch)?;
+            self.update_policy(&mut batch, &mut metrics)?;
+        }
+        self.state.step += 1;
+        metrics.set("seconds/step", start.elapsed().as_secs_f64());
+        metrics.set("memory/peak_bytes", peak_memory_bytes() as f64);
+        Ok((metrics, batch))
+    }
+
+    /// Prompts to a graded, filtered batch.
+    fn sample(&mut self, progress: &mut dyn FnMut(usize)) -> Result<Sampled> {
+        let (rollout, filter_config) = (self.config.rollout.clone(), self.config.filter.clone());
+        let bounds = Bounds {
+            lower: filter_config.lower,
+            upper: filter_config.upper,
+            drop_truncated: filter_config.drop_truncated,
+        };
+        let (selector, round_prompts, max_rounds) = match filter_config.refill {
+            Refill::Once => (Selector::Resample, rollout.prompts, 1),
+            Refill::Resample => (Selector::Resample, rollout.prompts, filter_config.max_rounds),
+            Refill::Oversample => {
+                (Selector::Oversample, filter_config.groups * filter_config.oversample, 1)
+            }
+        };
+        self.generator.load_weights(&self.policy.weights)?;
+        let mut sampled = Sampled {
+            batch: Rollouts::new(),
+            counts: Counts::default(),
+            rounds: 0,
+            sampled_tokens: 0,
+            accuracy: 0.0,
+            truncated: 0.0,
+            length: 0.0,
+            seconds_rollout: 0.0,
+            seconds_grade: 0.0,
+        };
+        let mut responses = 0.0;
+        while sampled.rounds < max_rounds as u64
+            && sampled.batch.groups.len() < filter_config.groups
+        {
+            let prompts = self.draw_prompts(round_prompts)?;
+            let settings = rollout::Settings {
+                samples: rollout.samples,
+                sampling: Sampling {
+                    temperature: rollout.temperature,
+                    top_k: rollout.top_k,
+                    top_p: rollout.top_p,
+                    min_p: rollout.min_p,
+                    seed: self.config.seed,
+                },
+                max_new_tokens: rollout.max_new_tokens,
+                first_sequence: self.state.samples,
+            };
+            self.state.samples += (prompts.len() * rollout.samples) as u64;
+            let started = Instant::now();
+            let completions = rollout::rollout(
+                &mut self.generator,
+                &prompts,
+                &settings,
+                &self.stop,
+                &mut *progress,
+            )?;
+            sampled.seconds_rollout += started.elapsed().as_secs_f64();
+            let started = Instant::now();
+            let round =
+                grade::grade(self.prompts.task(), self.prompts.tokenizer(), &prompts, completions)?;
+            sampled.seconds_grade += started.elapsed().as_secs_f64();
+            sampled.rounds += 1;
+            sampled.sampled_tokens += round.token_count();
+            sampled.accuracy +=
+                round.outcomes.iter().map(|&outcome| f64::from(outcome)).sum::<f64>();
+            sampled.truncated +=
+                round.finished.iter().filter(|&&finished| !finished).count() as f64;
+            responses += round.len() as f64;
+            let verdicts = filter::verdicts(&round, &bounds);
+            sampled.counts.add(&verdicts);
+            let selection =
+                selector.select(&verdicts, sampled.batch.groups.len(), filter_config.groups);
+            sampled.batch.append(round.select(&selection.take))?;
+            if filter_config.refill == Refill::Resample {
+                self.state
+                    .buffer
+                    .extend(selection.surplus.iter().map(|&group| prompts[group].index));
+            }
+        }
+        sampled.length = sampled.sampled_tokens as f64 / f64::max(responses, 1.0);
+        sampled.accuracy /= f64::max(responses, 1.0);
+        sampled.truncated /= f64::max(responses, 1.0);
+        Ok(sampled)
+    }
+
+    /// The next prompts: first those of the buffer, then the task's.
+    fn draw_prompts(&mut self, count: usize) -> Result<Vec<Prompt>> {
+        let mut drawn = Vec::with_capacity(count);
+        let buffered = self.state.buffer.len().min(count);
+        for index in self.state.buffer.drain(..buffered) {
+            drawn.extend(self.prompts.prompt(Split::Train, index)?);
+        }
+        let mut skipped = 0;
+        while drawn.len() < count {
+            let index = self.prompts.training_index(self.state.prompts, self.config.seed);
+            self.state.prompts += 1;
+            match self.prompts.prompt(Split::Train, index)? {
+                Some(prompt) => drawn.push(prompt),
+                None => skipped += 1,
+            }
+            if skipped > 100_000 {
+                bail!(
+                    "100000 prompts in a row were longer than rollout.max_prompt_tokens, {}",
+                    self.config.rollout.max_prompt_tokens
+                );
+            }
+        }
+        Ok(drawn)
+    }
+
+    /// Log-probs under reference and PRM, the PRM's update, and process rewards.
+    fn reward(&mut self, batch: &mut Rollouts, metrics: &mut Metrics) -> Result<()> {
+        let Some(prm) = &mut self.prm else { return Ok(()) };
+        let started = Instant::now();
+        batch.ref_log_probs = match &mut prm.reference {
+            // The sampler's log-probs are the policy's, bit for bit; at another temperature they are of another distribution.
+            None if self.config.rollout.temperature == 1.0 => batch.old_log_probs.clone(),
+            None => score(&mut self.engine, &self.policy.weights, batch)?,
+            Some(frozen) => {
+                let engine = frozen.engine.as_mut().unwrap_or(&mut self.engine);
+                score(engine, &frozen.weights, batch)?
+            }
+        };
+        metrics.set("seconds/reference", started.elapsed().as_secs_f64());
+        let started = Instant::now();
+        let engine = prm.engine.as_mut().unwrap_or(&mut self.engine);
+        let settings = prm_update::Settings {
+            beta: self.config.prm.beta,
+            minibatches: self.config.prm.minibatches,
+            epochs: self.config.prm.epochs,
+        };
+        if self.config.prm.update == PrmUpdate::Reverse {
+            batch.prm_log_probs = score(engine, &prm.learner.weights, batch)?;
+        }
+        let outcome = prm_update::prm_update(engine, &mut prm.learner, batch, &settings)
+            .context("the PRM's update")?;
+        match self.config.prm.update {
+            PrmUpdate::After => batch.prm_log_probs = outcome.prm_log_probs,
+            PrmUpdate::Before => batch.prm_log_probs = score(engine, &prm.learner.weights, batch)?,
+            PrmUpdate::Reverse => {}
+        }
+        self.state.prm_updates = prm.learner.optimizer().step();
+        let settings = implicit_reward::Settings {
+            form: self.config.advantage.form,
+            beta: self.config.prm.beta,
+            process_norm: self.config.advantage.process_norm,
+            granularity: self.config.advantage.granularity,
+        };
+        batch.process_rewards = implicit_reward::process_rewards(batch, &settings)?;
+        metrics.set("seconds/prm", started.elapsed().as_secs_f64());
+        let tokens = batch.token_count() as f64;
+        metrics.set("throughput/prm_tokens_per_second", tokens / started.elapsed().as_secs_f64());
+        metrics.set("prm/loss", outcome.loss);
+        metrics.set("prm/gradient_norm", outcome.update.gradient_norm);
+        metrics.set("prm/learning_rate", outcome.update.learning_rate);
+        metrics.set("prm/pairwise_accuracy", accuracy::pairwise(batch)?);
+        // Against the running policy the sum of log-ratios has no fixed zero: its sign means nothing, and is not reported.
+        if self.config.prm.reference == Reference::Frozen {
+            metrics.set("prm/sign_accuracy", accuracy::sign(batch)?);
+        }
+        let mean = batch.process_rewards.iter().map(|&x| f64::from(x)).sum::<f64>() / tokens;
+        let squares =
+            batch.process_rewards.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>();
+        metrics.set("process_reward/mean", mean);
+        metrics.set("process_reward/std", (squares / tokens).sqrt());
+        Ok(())
+    }
+
+    /// Returns and advantages.
+    fn advise(&self, batch: &mut Rollouts) -> Result<()> {
+        let config = &self.config.advantage;
+        let settings = advantage::Settings {
+            form: config.form,
+            outcome_coef: config.outcome_coef,
+            process_coef: if self.prm.is_some() { config.process_coef } else { 0.0 },
+            process_gamma: config.process_gamma,
+        };
+        let advantages = advantage::rloo(batch, &settings)?;
+        batch.returns = advantages.returns;
+        batch.advantages = advantages.advantages;
+        Ok(())
+    }
+
+    fn update_policy(&mut self, batch: &mut Rollouts, metrics: &mut Metrics) -> Result<()> {
+        let started = Instant::now();
+        let config = &self.config.policy;
+        let settings = policy_update::Settings {
+            clip: Clip {
+                low: config.clip_low,
+                high: config.clip_high,
+                dual: (config.dual_clip > 0.0).then_some(config.dual_clip),
+            },
+            entropy_coef: config.entropy_coef,
+            aggregation: config.aggregation,
+            max_new_tokens: self.config.rollout.max_new_tokens,
+            temperature: self.config.rollout.temperature,
+            minibatches: config.minibatches,
+            epochs: config.epochs,
+            seed: self.config.seed,
+            step: self.state.step,
+        };
+        let outcome =
+            policy_update::policy_update(&mut self.engine, &mut self.policy, batch, &settings)
+                .context("the policy's update")?;
+        self.state.policy_updates = self.policy.optimizer().step();
+        batch.new_log_probs = outcome.new_log_probs;
+        metrics.set("seconds/policy", started.elapsed().as_secs_f64());
+        let rate = batch.token_count() as f64 / started.elapsed().as_secs_f64();
+        metrics.set("throughput/policy_tokens_per_second", rate);
+        metrics.set("policy/loss", outcome.loss);
+        metrics.set("policy/clip_fraction", outcome.clip_fraction);
+        metrics.set("policy/kl", outcome.kl);
+        metrics.set("policy/entropy", outcome.entropy);
+        metrics.set("policy/gradient_norm", outcome.gradient_norm);
+        metrics.set("policy/learning_rate", outcome.learning_rate);
+        Ok(())
+    }
+
+    /// Writes the run's state into a checkpoint folder: `policy`, `prm` (both Hugging Face folders) and `trainer`.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        self.prompts.save_model(
+            &folder.join("policy"),
+            &self.model_config,
+            &self.policy.weights,
+        )?;
+        let trainer = folder.join("trainer");
+        std::fs::create_dir_all(&trainer)
+            .with_context(|| format!("cannot create {}", trainer.display()))?;
+        crate::engine::save_optimizer(&trainer.join("policy.safetensors"), &self.policy)?;
+        if let Some(prm) = &self.prm {
+            let config = prm.engine.as_ref().map_or(&self.model_config, Engine::config);
+            self.prompts.save_model(&folder.join("prm"), config, &prm.learner.weights)?;
+            crate::engine::save_optimizer(&trainer.join("prm.safetensors"), &prm.learner)?;
+        }
+        let path = trainer.join("state.json");
+        std::fs::write(&path, serde_json::to_string_pretty(&self.state)?)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Takes up the run where a checkpoint left it.
+    ///
+    /// # Errors
+    /// When the checkpoint is not one of this configuration.
+    pub fn restore(&mut self, folder: &Path) -> Result<()> {
+        let path = folder.join("trainer").join("state.json");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        self.state = serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?;
+        let dtype = self.config.dtype();
+        self.policy.weights = Weights::load(&folder.join("policy"), &self.model_config, dtype)?;
+        let moments = folder.join("trainer").join("policy.safetensors");
+        self.policy.optimizer_mut().restore(&moments, self.state.policy_updates)?;
+        if let Some(prm) = &mut self.prm {
+            let config = prm.engine.as_ref().map_or(&self.model_config, Engine::config);
+            prm.learner.weights = Weights::load(&folder.join("prm"), config, dtype)?;
+            let moments = folder.join("trainer").join("prm.safetensors");
+            prm.learner.optimizer_mut().restore(&moments, self.state.prm_updates)?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Tokens of a micro-batch: as configured, and at least one sample of the greatest length.
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.train
+            .micro_batch_tokens
+            .max(self.rollout.max_prompt_tokens + self.rollout.max_new_tokens)
+    }
+
+    /// What generation is planned for.
+    pub fn generation_limits(&self) -> GenerationLimits {
+        GenerationLimits {
+            slots: self.rollout.slots,
+            positions: self.rollout.max_prompt_tokens + self.rollout.max_new_tokens,
+            step_tokens: self.rollout.pass_tokens,
+        }
+    }
+}
+
+/// Log-probabilities of a batch's responses at temperature 1.
+fn score(engine: &mut Engine, weights: &Weights, batch: &Rollouts) -> Result<Vec<f32>> {
+    let (mut log_probs, mut entropy) = (Vec::with_capacity(batch.token_count()), Vec::new());
+    engine.score(weights, &batch.samples(), 1.0, &mut log_probs, &mut entropy)?;
+    Ok(log_probs)
+}
+
+fn metrics_of_sampling(metrics: &mut Metrics, sampled: &Sampled) {
+    let groups = &sampled.batch.groups;
+    let reward: f64 = sampled.batch.outcomes.iter().map(|&outcome| f64::from(outcome)).sum();
+    metrics.set("reward/accuracy", sampled.accuracy);
+    metrics.set("reward/batch_accuracy", reward / sampled.batch.len().max(1) as f64);
+    metrics.set("filter/kept", sampled.counts.kept as f64);
+    metrics.set("filter/too_easy", sampled.counts.too_easy as f64);
+    metrics.set("filter/too_hard", sampled.counts.too_hard as f64);
+    metrics.set("filter/truncated", sampled.counts.truncated as f64);
+    metrics.set("filter/groups", groups.len() as f64);
+    metrics.set("filter/rounds", sampled.rounds as f64);
+    metrics.set("response/length", sampled.length);
+    metrics.set("response/truncated", sampled.truncated);
+    metrics.set("seconds/rollout", sampled.seconds_rollout);
+    metrics.set("seconds/grade", sampled.seconds_grade);
+    let rate = sampled.sampled_tokens as f64 / sampled.seconds_rollout.max(1e-9);
+    metrics.set("throughput/rollout_tokens_per_second", rate);
+}
