@@ -100,6 +100,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
+        environment.add_test("iterable", is_iterable);
         environment
             .add_template_owned(NAME, without_generation_marks(source))
             .map_err(|error| sentence(&path, &error))?;
@@ -196,6 +197,19 @@ fn raise_exception(message: String) -> std::result::Result<String, minijinja::Er
 fn strftime_now(format: String) -> std::result::Result<String, minijinja::Error> {
     clock::format(&format, clock::now())
         .map_err(|message| minijinja::Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// As Python sees it: a text can be walked through, none cannot.
+fn is_iterable(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Undefined
+            | ValueKind::String
+            | ValueKind::Bytes
+            | ValueKind::Seq
+            | ValueKind::Map
+            | ValueKind::Iterable
+    )
 }
 
 /// Writes as Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.

@@ -64,9 +64,13 @@ impl Tokenizer {
             }
         }
         let cut_text = cut.then(|| value.to_string());
+        check_templates(value.get("post_processor")).map_err(wrong)?;
         let inner = tokenizers::Tokenizer::from_bytes(cut_text.as_deref().unwrap_or(&text))
             .map_err(|error| wrong(format!("it is not a tokenizer: {error}")))?;
-        let ids = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        // What it puts around every text has ids of its own.
+        let around = inner.encode_fast("", true).map(|text| text.get_ids().to_vec());
+        let ids = inner.get_vocab(true).into_values().chain(around.unwrap_or_default());
+        let ids = ids.max().map_or(0, |id| id as usize + 1);
         if ids == 0 {
             return Err(wrong("its vocabulary is empty".into()));
         }
@@ -261,6 +265,30 @@ impl Tokenizer {
     pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
         TextStream { tokenizer: self, skip_special, ids: Vec::new(), start: 0, shown: 0 }
     }
+}
+
+/// Checks that a post-processor defines the special tokens that its templates name; the library relies on it.
+fn check_templates(processor: Option<&Value>) -> std::result::Result<(), String> {
+    let Some(processor) = processor else { return Ok(()) };
+    for inner in processor["processors"].as_array().into_iter().flatten() {
+        check_templates(Some(inner))?;
+    }
+    let defined = &processor["special_tokens"];
+    for piece in
+        ["single", "pair"].into_iter().filter_map(|key| processor[key].as_array()).flatten()
+    {
+        // A piece is written as an object, or as its text.
+        let named = piece["SpecialToken"]["id"].as_str().or_else(|| piece.as_str());
+        if let Some(name) =
+            named.filter(|name| !name.starts_with('$') && defined.get(name).is_none())
+        {
+            return Err(format!(
+                "its post-processor names the token `{}`, but does not define it in `special_tokens`",
+                keys::short(name)
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Text of ids that come one by one. A character whose bytes are spread over several tokens comes when it is whole.

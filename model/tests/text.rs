@@ -186,6 +186,18 @@ fn a_tokenizer_file_that_is_none_is_refused_with_a_sentence() {
 }
 
 #[test]
+fn a_tokenizer_whose_template_names_a_token_it_does_not_define_is_refused() {
+    let folder = fixtures().into_iter().find(|f| f.name.starts_with("llama3")).unwrap();
+    let mut value = read(&folder.path.join("tokenizer.json"));
+    value["post_processor"]["special_tokens"] = serde_json::json!({});
+    let message = Tokenizer::from_json("t.json", value.to_string()).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "t.json: its post-processor names the token `<|start|>`, but does not define it in `special_tokens`"
+    );
+}
+
+#[test]
 fn truncation_and_padding_written_in_a_tokenizer_file_are_left_out() {
     let folder = fixtures().remove(0);
     let mut value = read(&folder.path.join("tokenizer.json"));

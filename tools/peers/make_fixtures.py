@@ -74,7 +74,7 @@ TEMPLATE_FILE = """{#- thoughts of earlier turns are left out -#}
 {% endfor %}
 {{ messages[0] | tojson }}
 {{ {'list': [1, 2.5, true, none, []], 'nested': {'a': 'x'}} | tojson(indent=2) }}
-{%- if tools is not none and tools %}tools{% endif %}
+{%- if tools is iterable and tools | length > 0 %}tools{% endif %}
 {% if add_generation_prompt %}
 <|start|>assistant
 {% endif %}
