@@ -3,6 +3,7 @@
 mod support;
 
 use prime_model::{ChatTemplate, Config, Message, Tokenizer};
+use prime_runtime::safetensors::{Dtype, File};
 use serde_json::Value;
 use support::{Folder, fixtures, vectors};
 
@@ -49,6 +50,38 @@ fn texts_of_every_folder_become_the_ids_that_transformers_gives_and_come_back() 
     for Folder { name, path } in vectors() {
         println!("{name}");
         check_texts(&Tokenizer::load(&path).unwrap(), &expected);
+    }
+}
+
+#[test]
+fn texts_become_the_ids_beside_the_expected_numbers() {
+    let ours = [
+        "3 + 4 = 7",
+        "Ada has 12 pens and gives 5 away. She keeps 12 - 5 = 7 pens.",
+        "x^2 = 9, so x = 3 or x = -3.",
+    ];
+    let theirs = [
+        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May.",
+        "12 + 7 = 19",
+        "Let x be a real number with x^2 - 5x + 6 = 0. Then x = 2 or x = 3.",
+    ];
+    let folders = fixtures().into_iter().map(|folder| (folder, ours));
+    for (Folder { name, path }, texts) in folders.chain(vectors().into_iter().map(|f| (f, theirs)))
+    {
+        println!("{name}");
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        tokenizer.check(&Config::load(&path).unwrap()).unwrap();
+        let expected = File::open(path.join("expected.safetensors")).unwrap();
+        for (index, text) in texts.into_iter().enumerate() {
+            let tensor = expected.tensor(&format!("{index}.input_ids")).unwrap();
+            assert_eq!(tensor.dtype, Dtype::I64);
+            let ids: Vec<u32> = tensor
+                .bytes
+                .chunks_exact(8)
+                .map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()) as u32)
+                .collect();
+            assert_eq!(tokenizer.encode(text, true).unwrap(), ids, "{text}");
+        }
     }
 }
 
