@@ -7,7 +7,7 @@ use prime_runtime::{Element, View, ViewMut};
 use crate::parallel;
 use crate::simd::multiversion;
 
-/// Columns summed together: two cache lines of float32, so that tasks do not share one.
+/// Columns are dealt out in pairs of cache lines of float32, so that tasks share none.
 const BLOCK: usize = 32;
 
 /// Elements of a chunk of a whole sum.
@@ -27,27 +27,35 @@ pub(crate) fn columns<E: Element>(out: &mut [f32], x: View<'_>) {
 
 multiversion! {
     fn add_columns<E: Element>(out: &mut [f32], x: View<'_>, first: usize) {
-        let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
         let mut start = first;
-        for block in blocks {
-            let mut sums = *block;
-            for row in 0..x.dim(0) {
-                let values = &x.row::<E>(row)[start..start + BLOCK];
-                for lane in 0..BLOCK {
-                    sums[lane] += values[lane].to_f32();
-                }
-            }
-            *block = sums;
-            start += BLOCK;
+        // As many columns in registers as there are: the fewer passes over the rows, the better.
+        let (wide, narrow) = out.as_chunks_mut::<64>();
+        for sums in wide {
+            add_rows::<E, 64>(sums, x, start);
+            start += 64;
         }
-        if !rest.is_empty() {
-            for row in 0..x.dim(0) {
-                for (sum, value) in rest.iter_mut().zip(&x.row::<E>(row)[start..]) {
-                    *sum += value.to_f32();
-                }
-            }
+        let (narrow, rest) = narrow.as_chunks_mut::<16>();
+        for sums in narrow {
+            add_rows::<E, 16>(sums, x, start);
+            start += 16;
+        }
+        for sum in rest.as_chunks_mut::<1>().0 {
+            add_rows::<E, 1>(sum, x, start);
+            start += 1;
         }
     }
+}
+
+#[inline(always)]
+fn add_rows<E: Element, const N: usize>(total: &mut [f32; N], x: View<'_>, start: usize) {
+    let mut sums = *total;
+    for row in 0..x.dim(0) {
+        let values = &x.row::<E>(row)[start..][..N];
+        for lane in 0..N {
+            sums[lane] += values[lane].to_f32();
+        }
+    }
+    *total = sums;
 }
 
 pub(crate) fn sum<E: Element>(x: View<'_>) -> f64 {

@@ -8,7 +8,7 @@ use crate::simd::multiversion;
 /// Partial sums of a row: element i goes to lane i mod 32. Two chains on AVX-512 hide the latency of an addition.
 const LANES: usize = 32;
 
-/// Columns of the weight's gradient held in registers: two cache lines, so that tasks do not share one.
+/// Columns of the weight's gradient are dealt out in pairs of cache lines, so that tasks share none.
 const BLOCK: usize = 32;
 
 /// Elements a task takes at least.
@@ -203,37 +203,45 @@ multiversion! {
         first: usize,
         width: usize,
     ) {
-        let (blocks, rest) = d_weight.as_chunks_mut::<BLOCK>();
         let mut start = first;
-        for block in blocks {
-            let mut sums = *block;
-            for token in 0..x.dim(0) {
-                let (d_out, x) = (d_out.row::<E>(token), x.row::<E>(token));
-                for (row, &r) in rstd.row::<f32>(token).iter().enumerate() {
-                    let d_out = &d_out[row * width + start..][..BLOCK];
-                    let x = &x[row * width + start..][..BLOCK];
-                    for lane in 0..BLOCK {
-                        let normal = E::from_f32(x[lane].to_f32() * r);
-                        sums[lane] = d_out[lane].to_f32().mul_add(normal.to_f32(), sums[lane]);
-                    }
-                }
-            }
-            *block = sums;
-            start += BLOCK;
+        // As many columns in registers as there are: the fewer passes over the rows, the better.
+        let (wide, narrow) = d_weight.as_chunks_mut::<64>();
+        for sums in wide {
+            add_products::<E, 64>(sums, d_out, x, rstd, start, width);
+            start += 64;
         }
-        if rest.is_empty() {
-            return;
+        let (narrow, rest) = narrow.as_chunks_mut::<16>();
+        for sums in narrow {
+            add_products::<E, 16>(sums, d_out, x, rstd, start, width);
+            start += 16;
         }
-        for token in 0..x.dim(0) {
-            let (d_out, x) = (d_out.row::<E>(token), x.row::<E>(token));
-            for (row, &r) in rstd.row::<f32>(token).iter().enumerate() {
-                let d_out = &d_out[row * width + start..][..rest.len()];
-                let x = &x[row * width + start..][..rest.len()];
-                for lane in 0..rest.len() {
-                    let normal = E::from_f32(x[lane].to_f32() * r);
-                    rest[lane] = d_out[lane].to_f32().mul_add(normal.to_f32(), rest[lane]);
-                }
+        for sum in rest.as_chunks_mut::<1>().0 {
+            add_products::<E, 1>(sum, d_out, x, rstd, start, width);
+            start += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn add_products<E: Element, const N: usize>(
+    total: &mut [f32; N],
+    d_out: View<'_>,
+    x: View<'_>,
+    rstd: View<'_>,
+    start: usize,
+    width: usize,
+) {
+    let mut sums = *total;
+    for token in 0..x.dim(0) {
+        let (d_out, x) = (d_out.row::<E>(token), x.row::<E>(token));
+        for (row, &r) in rstd.row::<f32>(token).iter().enumerate() {
+            let d_out = &d_out[row * width + start..][..N];
+            let x = &x[row * width + start..][..N];
+            for lane in 0..N {
+                let normal = E::from_f32(x[lane].to_f32() * r);
+                sums[lane] = d_out[lane].to_f32().mul_add(normal.to_f32(), sums[lane]);
             }
         }
     }
+    *total = sums;
 }
