@@ -76,14 +76,9 @@ impl Heads {
         }
     }
 
-    /// Tokens of a task: enough rows to pay for unpacking the keys, few enough to stay in the cache.
-    fn tile(&self) -> usize {
-        match self.group {
-            1 | 2 => 32,
-            3 | 4 => 16,
-            5..=8 => 8,
-            _ => 4,
-        }
+    /// Tokens of a tile of at most so many rows, at least one.
+    fn tile(&self, rows: usize) -> usize {
+        1 << (rows / self.group).max(1).ilog2()
     }
 
     /// The query heads of a key/value head in some tokens.
@@ -121,13 +116,13 @@ struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    fn size(heads: Heads) -> usize {
-        let rows = (heads.tile() * heads.group).next_multiple_of(LANES);
+    fn size(heads: Heads, tile: usize) -> usize {
+        let rows = (tile * heads.group).next_multiple_of(LANES);
         2 * rows * heads.padded + 2 * KEYS * heads.padded + 2 * rows
     }
 
-    fn of(memory: &'a mut [f32], heads: Heads) -> Self {
-        let rows = (heads.tile() * heads.group).next_multiple_of(LANES);
+    fn of(memory: &'a mut [f32], heads: Heads, tile: usize) -> Self {
+        let rows = (tile * heads.group).next_multiple_of(LANES);
         let (queries, memory) = memory.split_at_mut(rows * heads.padded);
         let (sums, memory) = memory.split_at_mut(rows * heads.padded);
         let (keys, memory) = memory.split_at_mut(KEYS * heads.padded);
@@ -143,27 +138,31 @@ fn attend<E: Element>(
     span: impl Fn(usize) -> Span + Sync,
 ) -> Result<()> {
     let heads = Heads::new(&call.q, &call.k);
-    let tiles_of = |sequence| span(sequence).new.div_ceil(heads.tile());
+    // Large tiles unpack the keys less often; small ones give every core its share of little work.
+    let tokens: usize = (0..sequences).map(|sequence| span(sequence).new).sum();
+    let large = tokens * heads.group * heads.kv_heads >= 4 * 256 * rayon::current_num_threads();
+    let tile = heads.tile(if large { 256 } else { 64 });
+    let tiles_of = |sequence| span(sequence).new.div_ceil(tile);
     let count: usize = (0..sequences).map(tiles_of).sum();
     // (count, 2): the sequence of a tile, and its place there
     let mut tiles = scratch::take::<u32>(2 * count)?;
-    let places = (0..sequences).flat_map(|s| (0..tiles_of(s)).map(move |tile| (s, tile)));
-    for (entry, (sequence, tile)) in tiles.chunks_exact_mut(2).zip(places) {
-        entry.copy_from_slice(&[sequence as u32, tile as u32]);
+    let places = (0..sequences).flat_map(|s| (0..tiles_of(s)).map(move |place| (s, place)));
+    for (entry, (sequence, place)) in tiles.chunks_exact_mut(2).zip(places) {
+        entry.copy_from_slice(&[sequence as u32, place as u32]);
     }
     let tiles = &*tiles;
     let tasks = count * heads.kv_heads;
-    let each = Memory::size(heads);
+    let each = Memory::size(heads, tile);
     let mut memory = scratch::take::<f32>(each * parallel::pieces(tasks))?;
     parallel::ranges_with(tasks, 1, &mut memory, each, |range, memory| {
-        let mut memory = Memory::of(memory, heads);
+        let mut memory = Memory::of(memory, heads, tile);
         for task in range {
             let (index, kv_head) = (task / heads.kv_heads, task % heads.kv_heads);
             // From both ends in turn: under a causal mask a sequence's last tiles cost the most.
             let index = if index % 2 == 0 { index / 2 } else { count - 1 - index / 2 };
             let span = span(tiles[2 * index] as usize);
-            let first = tiles[2 * index + 1] as usize * heads.tile();
-            let tokens = heads.tile().min(span.new - first);
+            let first = tiles[2 * index + 1] as usize * tile;
+            let tokens = tile.min(span.new - first);
             attend_tile::<E>(call, heads, span, first, tokens, kv_head, &mut memory);
         }
     });
@@ -230,8 +229,11 @@ fn attend_block(
     let mut scores = [0f32; 4 * KEYS];
     for first in (0..rows).step_by(4) {
         let height = (rows - first).min(4);
-        let seen = [0, 1, 2, 3].map(|row| if row < height { visible(first + row) } else { 0 });
-        let most = seen.into_iter().max().unwrap_or(0);
+        let (mut seen, mut most) = ([0; 4], 0);
+        for row in 0..height {
+            seen[row] = visible(first + row);
+            most = most.max(seen[row]);
+        }
         if most == 0 {
             continue;
         }
@@ -280,8 +282,9 @@ multiversion! {
         let mut largest = [f32::NEG_INFINITY; LANES];
         for (vector, scores) in scores.chunks_exact_mut(LANES).enumerate() {
             for lane in 0..LANES {
+                let score = scores[lane] * scale;
                 let seen = vector * LANES + lane < visible;
-                let score = if seen { scores[lane] * scale } else { f32::NEG_INFINITY };
+                let score = if seen { score } else { f32::NEG_INFINITY };
                 scores[lane] = score;
                 largest[lane] = if score > largest[lane] { score } else { largest[lane] };
             }
@@ -290,11 +293,11 @@ multiversion! {
         let mut added = [0f32; LANES];
         for scores in scores.chunks_exact_mut(LANES) {
             for lane in 0..LANES {
-                scores[lane] = math::exp(scores[lane] - new_max);
+                scores[lane] = math::exp_bounded(scores[lane] - new_max);
                 added[lane] += scores[lane];
             }
         }
-        let correction = math::exp(*max - new_max);
+        let correction = math::exp_bounded(*max - new_max);
         *max = new_max;
         *sum = sum.mul_add(correction, tree(added, |a, b| a + b));
         for sum in sums {

@@ -33,6 +33,9 @@ pub(in crate::attention) fn backward(
     with_float!(q.dtype(), E => sequences::<E>(&call))
 }
 
+/// Rows of a tile. Keys that only some of its tokens see are computed for all.
+const ROWS: usize = 64;
+
 /// What the tasks of one call share.
 struct Call<'a> {
     d_q: SharedMut<'a>,
@@ -64,12 +67,12 @@ struct Memory<'a> {
 
 impl<'a> Memory<'a> {
     fn size(heads: Heads) -> usize {
-        let rows = (heads.tile() * heads.group).next_multiple_of(LANES);
+        let rows = (heads.tile(ROWS) * heads.group).next_multiple_of(LANES);
         2 * rows * heads.padded + 5 * KEYS * heads.padded + 2 * rows * KEYS
     }
 
     fn of(memory: &'a mut [f32], heads: Heads) -> Self {
-        let rows = (heads.tile() * heads.group).next_multiple_of(LANES);
+        let rows = (heads.tile(ROWS) * heads.group).next_multiple_of(LANES);
         let (queries, memory) = memory.split_at_mut(rows * heads.padded);
         let (d_out, memory) = memory.split_at_mut(rows * heads.padded);
         let (keys, memory) = memory.split_at_mut(KEYS * heads.padded);
@@ -135,28 +138,22 @@ fn sequence_head<E: Element>(
 ) {
     let Heads { group, head_dim, padded, .. } = heads;
     let columns = |row: Block| row.column..row.column + row.heads * head_dim;
-    rows.d_queries.fill(0.0);
-    for token in 0..span.new {
-        let row = span.query + token;
-        let block = heads.queries(row, 1, kv_head);
-        let out = &call.out.row::<E>(row)[columns(block)];
-        let d_out = &call.d_out.row::<E>(row)[columns(block)];
-        for (head, (out, d_out)) in out.chunks_exact(head_dim).zip(d_out.chunks_exact(head_dim)).enumerate() {
-            rows.mean[token * group + head] = dot(out, d_out);
-        }
-        let lse = &call.lse.row::<f32>(row)[kv_head * group..(kv_head + 1) * group];
-        rows.lse[token * group..(token + 1) * group].copy_from_slice(lse);
+    means::<E>(rows.mean, &call.out, &call.d_out, heads.queries(span.query, span.new, kv_head));
+    for (token, lse) in rows.lse.chunks_exact_mut(group).enumerate() {
+        let row = call.lse.row::<f32>(span.query + token);
+        lse.copy_from_slice(&row[kv_head * group..(kv_head + 1) * group]);
     }
     for start in (0..span.keys).step_by(KEYS) {
         let keys = heads.keys(span.key + start, KEYS.min(span.keys - start), kv_head);
         pack::widen::<E>(memory.keys, &call.k, keys);
         pack::transpose::<E>(memory.keys_t, &call.k, keys);
         pack::transpose::<E>(memory.values_t, &call.v, keys);
-        memory.d_keys.fill(0.0);
-        memory.d_values.fill(0.0);
-        let first_tile = if call.mask == Mask::Causal { start / heads.tile() } else { 0 };
-        for first in (first_tile * heads.tile()..span.new).step_by(heads.tile()) {
-            let tokens = heads.tile().min(span.new - first);
+        memory.d_keys[..keys.rows * padded].fill(0.0);
+        memory.d_values[..keys.rows * padded].fill(0.0);
+        let tile = heads.tile(ROWS);
+        let first = if call.mask == Mask::Causal { start / tile * tile } else { 0 };
+        for first in (first..span.new).step_by(tile) {
+            let tokens = tile.min(span.new - first);
             let queries = heads.queries(span.query + first, tokens, kv_head);
             pack::widen::<E>(memory.queries, &call.q, queries);
             pack::widen::<E>(memory.d_out, &call.d_out, queries);
@@ -169,7 +166,7 @@ fn sequence_head<E: Element>(
                 lse: &mut rows.lse[range.clone()],
                 mean: &mut rows.mean[range],
             };
-            block(heads, tokens * group, visible, call.scale, &mut tile, memory);
+            block(heads, tokens * group, visible, call.scale, start > 0, &mut tile, memory);
         }
         for key in 0..keys.rows {
             let row = keys.first + key;
@@ -192,12 +189,13 @@ fn sequence_head<E: Element>(
     }
 }
 
-/// A tile of queries with a block of keys: adds to the gradients of both.
+/// A tile of queries with a block of keys: adds to the gradients of both, or sets those of queries that met no block before.
 fn block(
     heads: Heads,
     rows: usize,
     visible: impl Fn(usize) -> usize,
     scale: f32,
+    met_before: bool,
     tile: &mut Rows<'_>,
     memory: &mut Memory<'_>,
 ) {
@@ -216,7 +214,7 @@ fn block(
     }
     let by_keys = |values| Strided { values, row: 1, column: KEYS };
     let d_s = Strided { values: d_scores, row: KEYS, column: 1 };
-    product(tile.d_queries, padded, d_s, keys, padded, rows, padded, seen, true);
+    product(tile.d_queries, padded, d_s, keys, padded, rows, padded, seen, met_before);
     product(d_keys, padded, by_keys(d_scores), queries, padded, seen, padded, rows, true);
     product(d_values, padded, by_keys(weights), d_out, padded, seen, padded, rows, true);
 }
@@ -235,7 +233,7 @@ multiversion! {
         for (vector, (weights, d_scores)) in vectors.enumerate() {
             for lane in 0..LANES {
                 let seen = vector * LANES + lane < visible;
-                let weight = math::exp(weights[lane] * scale - lse);
+                let weight = math::exp_bounded(weights[lane] * scale - lse);
                 let d_score = weight * (d_scores[lane] - mean) * scale;
                 weights[lane] = if seen { weight } else { 0.0 };
                 d_scores[lane] = if seen { d_score } else { 0.0 };
@@ -245,14 +243,27 @@ multiversion! {
 }
 
 multiversion! {
-    /// The sum of products, in lanes and then in a tree.
-    fn dot<E: Element>(a: &[E], b: &[E]) -> f32 {
-        let mut sums = [0f32; LANES];
-        for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-                *sum = a.to_f32().mul_add(b.to_f32(), *sum);
+    /// For each head of a block the sum of `out` times `d_out`, in lanes and then in a tree.
+    fn means<E: Element>(means: &mut [f32], out: &View<'_>, d_out: &View<'_>, block: Block) {
+        let columns = block.column..block.column + block.heads * block.width;
+        let mut means = means.iter_mut();
+        for row in block.first..block.first + block.rows {
+            let out = out.row::<E>(row)[columns.clone()].chunks_exact(block.width);
+            let d_out = d_out.row::<E>(row)[columns.clone()].chunks_exact(block.width);
+            for ((out, d_out), mean) in out.zip(d_out).zip(&mut means) {
+                let (out, out_rest) = out.as_chunks::<LANES>();
+                let (d_out, d_out_rest) = d_out.as_chunks::<LANES>();
+                let mut sums = [0f32; LANES];
+                for (out, d_out) in out.iter().zip(d_out) {
+                    for lane in 0..LANES {
+                        sums[lane] = out[lane].to_f32().mul_add(d_out[lane].to_f32(), sums[lane]);
+                    }
+                }
+                for ((sum, out), d_out) in sums.iter_mut().zip(out_rest).zip(d_out_rest) {
+                    *sum = out.to_f32().mul_add(d_out.to_f32(), *sum);
+                }
+                *mean = tree(sums, |a, b| a + b);
             }
         }
-        tree(sums, |a, b| a + b)
     }
 }

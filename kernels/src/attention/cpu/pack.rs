@@ -1,6 +1,6 @@
 //! Heads as the inner loop wants them: float32, dense, padded with zeros to whole vectors, keys also transposed.
 
-use prime_runtime::{Element, View};
+use prime_runtime::{DType, Element, View};
 
 use super::{KEYS, LANES};
 use crate::simd::multiversion;
@@ -18,40 +18,148 @@ pub(super) struct Block {
 multiversion! {
     /// The heads of a block, one after another, each padded to whole vectors.
     pub(super) fn widen<E: Element>(to: &mut [f32], from: &View<'_>, block: Block) {
-        let padded = block.width.next_multiple_of(LANES);
-        let mut packed = to.chunks_exact_mut(padded);
-        for row in 0..block.rows {
-            let heads = &from.row::<E>(block.first + row)[block.column..][..block.heads * block.width];
-            for (head, to) in heads.chunks_exact(block.width).zip(&mut packed) {
-                for (to, from) in to.iter_mut().zip(head) {
-                    *to = from.to_f32();
+        let mut packed = to.chunks_exact_mut(block.width.next_multiple_of(LANES));
+        for row in block.first..block.first + block.rows {
+            let heads = &from.row::<E>(row)[block.column..][..block.heads * block.width];
+            for (from, to) in heads.chunks_exact(block.width).zip(&mut packed) {
+                let (from, from_rest) = from.as_chunks::<LANES>();
+                let (to, _) = to.as_chunks_mut::<LANES>();
+                for (to, from) in to.iter_mut().zip(from) {
+                    // By way of registers, since the compiler cannot tell that the two do not overlap.
+                    let mut vector = [0f32; LANES];
+                    for lane in 0..LANES {
+                        vector[lane] = from[lane].to_f32();
+                    }
+                    *to = vector;
                 }
-                to[block.width..].fill(0.0);
+                if let Some(last) = to.get_mut(from.len()) {
+                    last.fill(0.0);
+                    for (to, from) in last.iter_mut().zip(from_rest) {
+                        *to = from.to_f32();
+                    }
+                }
             }
         }
     }
 }
 
-multiversion! {
-    /// A block of keys of one head with its dimensions swapped: `to` is `[width][KEYS]`, zero where there is no key.
-    pub(super) fn transpose<E: Element>(to: &mut [f32], from: &View<'_>, block: Block) {
-        for (key, row) in (block.first..block.first + block.rows).enumerate() {
-            let head = &from.row::<E>(row)[block.column..][..block.width];
-            for (to, from) in to.chunks_exact_mut(KEYS).zip(head) {
-                to[key] = from.to_f32();
-            }
+/// A block of one head with rows and columns exchanged: `to` is `[width][KEYS]`, and where the rows end within a vector,
+/// the rest of it is zero.
+pub(super) fn transpose<E: Element>(to: &mut [f32], from: &View<'_>, block: Block) {
+    let end = block.first + block.rows;
+    for first in (block.first..end).step_by(LANES) {
+        let mut rows: [&[E]; LANES] = [&[]; LANES];
+        for (slot, row) in rows.iter_mut().zip(first..end) {
+            *slot = &from.row::<E>(row)[block.column..][..block.width];
         }
-        for to in to.chunks_exact_mut(KEYS).take(block.width) {
-            to[block.rows..].fill(0.0);
+        for column in (0..block.width).step_by(LANES) {
+            let columns = LANES.min(block.width - column);
+            let to = &mut to[column * KEYS + first - block.first..];
+            #[cfg(target_arch = "x86_64")]
+            if crate::simd::level() >= crate::simd::Level::Avx512 {
+                // SAFETY: the level says that this machine has the instructions.
+                unsafe { transpose_tile_avx512(to, &rows, column, columns) };
+                continue;
+            }
+            transpose_tile(to, &rows, column, columns);
         }
     }
 }
 
+/// A tile of 16 rows, those that there are no longer empty, and up to 16 columns.
+fn transpose_tile<E: Element>(to: &mut [f32], rows: &[&[E]; LANES], column: usize, columns: usize) {
+    for i in 0..columns {
+        for (lane, row) in rows.iter().enumerate() {
+            to[i * KEYS + lane] = row.get(column + i).map_or(0.0, |x| x.to_f32());
+        }
+    }
+}
+
+/// [`transpose_tile`] in registers. A stage interleaves row i with row i + 8: it turns the eight bits of an element's
+/// place (four of row, four of column) by one, so that four stages exchange row and column.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn transpose_tile_avx512<E: Element>(
+    to: &mut [f32],
+    rows: &[&[E]; LANES],
+    column: usize,
+    columns: usize,
+) {
+    use std::arch::x86_64::*;
+    let mask = (u32::from(u16::MAX) >> (LANES - columns)) as u16;
+    let mut tile = [_mm512_setzero_ps(); LANES];
+    for (vector, row) in tile.iter_mut().zip(rows) {
+        if !row.is_empty() {
+            let from = row[column..][..columns].as_ptr();
+            // SAFETY: the mask leaves the `columns` elements of the slice, of the type that the branch is for.
+            *vector = unsafe {
+                if E::DTYPE == DType::F32 {
+                    _mm512_maskz_loadu_ps(mask, from.cast())
+                } else {
+                    let narrow = _mm256_maskz_loadu_epi16(mask, from.cast());
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
+                }
+            };
+        }
+    }
+    let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    for _ in 0..4 {
+        let rows = tile;
+        for row in 0..LANES / 2 {
+            let (a, b) = (rows[row], rows[row + LANES / 2]);
+            tile[2 * row] = _mm512_permutex2var_ps(a, low, b);
+            tile[2 * row + 1] = _mm512_permutex2var_ps(a, high, b);
+        }
+    }
+    for (i, vector) in tile.into_iter().enumerate().take(columns) {
+        let to: &mut [f32; LANES] = to[i * KEYS..].first_chunk_mut().expect("whole vectors");
+        // SAFETY: 16 floats.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), vector) };
+    }
+}
+
 multiversion! {
-    /// A row of float32 times `factor`, rounded to storage.
+    /// A row of float32 divided by `divisor`, rounded to storage.
     pub(super) fn narrow<E: Element>(to: &mut [E], from: &[f32], divisor: f32) {
         for (to, from) in to.iter_mut().zip(from) {
             *to = E::from_f32(from / divisor);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transposed_block_has_its_rows_as_columns_and_zeros_to_the_end_of_a_vector() {
+        fn case<E: Element>(width: usize, rows: usize) {
+            let (first, before, after) = (3, 5, 2);
+            let total = before + width + after;
+            let values: Vec<E> =
+                (0..(first + rows) * total).map(|i| E::from_f32((i % 251) as f32)).collect();
+            let from = View::from_slice(&values, &[first + rows, total]);
+            let mut to = vec![-1.0; width.next_multiple_of(LANES) * KEYS];
+            transpose::<E>(&mut to, &from, Block { first, rows, column: before, heads: 1, width });
+            for column in 0..width {
+                for row in 0..KEYS {
+                    let expected = if row < rows {
+                        values[(first + row) * total + before + column].to_f32()
+                    } else if row < rows.next_multiple_of(LANES) {
+                        0.0
+                    } else {
+                        -1.0
+                    };
+                    assert_eq!(to[column * KEYS + row], expected, "row {row}, column {column}");
+                }
+            }
+        }
+        for rows in [0, 1, 15, 16, 17, 40, 64] {
+            for width in [2, 16, 30, 64] {
+                case::<f32>(width, rows);
+                case::<prime_runtime::bf16>(width, rows);
+            }
         }
     }
 }
