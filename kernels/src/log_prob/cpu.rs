@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use prime_runtime::{DType, Element, Result, ViewMut};
 
-use super::online::{BLOCK, State, absorb};
+use super::online::{BLOCK, State, Work, absorb};
 use super::{Loss, Problem};
 use crate::math::exp;
 use crate::matmul::{self, Epilogue, Layout};
@@ -36,6 +36,7 @@ pub(super) fn forward(
             project(logits.reborrow(), problem, &rows, &block)?;
             let logits = logits.shared();
             parallel::ranges(rows.len(), GRAIN.div_ceil(block.len()), |range| {
+                let mut work = Work::new();
                 for row in range {
                     let t = rows.start + row;
                     // SAFETY: each row is visited once.
@@ -46,7 +47,7 @@ pub(super) fn forward(
                         &mut [max, sum, weighted, target] => (State { max, sum, weighted }, target),
                         _ => unreachable!("a state is four values"),
                     };
-                    absorb(&mut state, logits, problem.inverse_temperature);
+                    absorb(&mut state, logits, problem.inverse_temperature, &mut work);
                     let id = problem.targets[t] as usize;
                     if block.contains(&id) {
                         target = logits[id - block.start];

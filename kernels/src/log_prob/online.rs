@@ -10,6 +10,20 @@ pub(crate) const BLOCK: usize = 1024;
 /// Sums run in this many lanes, entry `i` of a block in lane `i % LANES`, and are then added in a fixed tree.
 pub(crate) const LANES: usize = 16;
 
+/// Working memory of one thread's passes, made once for many rows.
+pub(crate) struct Work {
+    /// e^(logit - max) of a block, then zeros to a multiple of [`LANES`].
+    exps: [f32; BLOCK],
+    /// The same times logit - max.
+    weighted: [f32; BLOCK],
+}
+
+impl Work {
+    pub(crate) fn new() -> Work {
+        Work { exps: [0.0; BLOCK], weighted: [0.0; BLOCK] }
+    }
+}
+
 /// What a row's softmax is known by after some of its blocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct State {
@@ -51,34 +65,27 @@ pub(crate) struct Numbers {
 
 multiversion! {
     /// Multiplies a block of raw logits by 1/temperature, in place, and takes it into the row's state.
-    pub(crate) fn absorb(state: &mut State, logits: &mut [f32], inverse_temperature: f32) {
-        let mut greatest = [f32::MIN; LANES];
-        for chunk in logits.chunks_mut(LANES) {
-            for (greatest, logit) in greatest.iter_mut().zip(chunk) {
-                *logit *= inverse_temperature;
-                *greatest = if *logit > *greatest { *logit } else { *greatest };
-            }
+    pub(crate) fn absorb(
+        state: &mut State,
+        logits: &mut [f32],
+        inverse_temperature: f32,
+        work: &mut Work,
+    ) {
+        // Several plain loops, since the compiler vectorises each of these and not their union.
+        for logit in logits.iter_mut() {
+            *logit *= inverse_temperature;
         }
-        let max = greatest.into_iter().fold(state.max, f32::max);
-
-        let (mut sums, mut weighted) = ([0.0; LANES], [0.0; LANES]);
-        let (chunks, tail) = logits.as_chunks::<LANES>();
-        for chunk in chunks {
-            for lane in 0..LANES {
-                let below = chunk[lane] - max;
-                let e = exp(below);
-                sums[lane] += e;
-                weighted[lane] = below.mul_add(e, weighted[lane]);
-            }
-        }
-        for (lane, logit) in tail.iter().enumerate() {
+        let max = greatest(logits, state.max);
+        let padded = logits.len().next_multiple_of(LANES);
+        let (exps, weighted) = (&mut work.exps[..padded], &mut work.weighted[..padded]);
+        exps[logits.len()..].fill(0.0);
+        weighted[logits.len()..].fill(0.0);
+        for ((e, weighted), logit) in exps.iter_mut().zip(weighted.iter_mut()).zip(logits.iter()) {
             let below = logit - max;
-            let e = exp(below);
-            sums[lane] += e;
-            weighted[lane] = below.mul_add(e, weighted[lane]);
+            *e = exp(below);
+            *weighted = *e * below;
         }
-
-        let (mut sum, mut weight) = (tree(sums), tree(weighted));
+        let (mut sum, mut weight) = (sum(exps), sum(weighted));
         if state.sum > 0.0 {
             let shift = state.max - max;
             let scale = exp(shift);
@@ -89,9 +96,36 @@ multiversion! {
     }
 }
 
-/// The sum of lanes: halves onto halves.
+/// The greatest of `start` and the values.
 #[inline(always)]
-pub(crate) fn tree(mut lanes: [f32; LANES]) -> f32 {
+fn greatest(values: &[f32], start: f32) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [start; LANES];
+    let (chunks, tail) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = larger(chunk[lane], lanes[lane]);
+        }
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = larger(lanes[lane + half], lanes[lane]);
+        }
+        half /= 2;
+    }
+    tail.iter().fold(lanes[0], |most, &value| larger(value, most))
+}
+
+/// The sum of a multiple of [`LANES`] values: lanes, then halves of them onto halves.
+#[inline(always)]
+fn sum(values: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for chunk in values.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            lanes[lane] += chunk[lane];
+        }
+    }
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
