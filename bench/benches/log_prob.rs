@@ -4,8 +4,10 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use prime_kernels::log_prob;
+use prime_kernels::matmul::{Layout, Packed};
+use prime_kernels::sample::Row;
 use prime_kernels::testing::{from_f32, generator, normal, zeros};
+use prime_kernels::{log_prob, sample};
 use prime_runtime::{DType, Tensor};
 
 const SHAPES: &[(DType, usize, usize, usize)] = &[
@@ -68,5 +70,54 @@ fn training(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, training);
+/// Truncations: none, and what a user of a chat model sets.
+const SETTINGS: &[(&str, u32, f32)] = &[("whole", 0, 1.0), ("top-k 50, top-p 0.95", 50, 0.95)];
+
+fn sampling(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("sample");
+    group.sample_size(10);
+    for (dtype, width, vocabulary) in
+        [(DType::F32, 192, 64), (DType::BF16, 512, 6400), (DType::BF16, 896, 151_936)]
+    {
+        let mut random = generator(1);
+        let weight = normal(&mut random, dtype, &[vocabulary, width], 2.0 / (width as f32).sqrt());
+        let packed = Packed::new(weight.view(), Layout::NT).unwrap();
+        for batch in [1, 32] {
+            let hidden = normal(&mut random, dtype, &[batch, width], 1.0);
+            let mut tokens = zeros(DType::U32, &[batch]);
+            let mut log_probs = zeros(DType::F32, &[batch]);
+            let mut entropy = zeros(DType::F32, &[batch]);
+            group.throughput(Throughput::Elements(batch as u64));
+            for &(settings, top_k, top_p) in SETTINGS {
+                let row = |i| Row {
+                    temperature: 0.8,
+                    top_k,
+                    top_p,
+                    min_p: 0.0,
+                    seed: 1,
+                    sequence: i as u64,
+                    position: 0,
+                };
+                let rows: Vec<Row> = (0..batch).map(row).collect();
+                let shape = format!("{dtype} {batch}x{width}x{vocabulary}");
+                group.bench_function(BenchmarkId::new(settings, shape), |bencher| {
+                    bencher.iter(|| {
+                        sample::forward(
+                            tokens.view_mut(),
+                            log_probs.view_mut(),
+                            entropy.view_mut(),
+                            black_box(hidden.view()),
+                            &packed,
+                            &rows,
+                        )
+                        .unwrap();
+                    });
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, training, sampling);
 criterion_main!(benches);

@@ -13,7 +13,7 @@ pub(crate) const LANES: usize = 16;
 /// Working memory of one thread's passes, made once for many rows.
 pub(crate) struct Work {
     /// e^(logit - max) of a block, then zeros to a multiple of [`LANES`].
-    exps: [f32; BLOCK],
+    pub(crate) exps: [f32; BLOCK],
     /// The same times logit - max.
     weighted: [f32; BLOCK],
 }
@@ -21,6 +21,14 @@ pub(crate) struct Work {
 impl Work {
     pub(crate) fn new() -> Work {
         Work { exps: [0.0; BLOCK], weighted: [0.0; BLOCK] }
+    }
+
+    /// Room for the exponentials of `count` entries, then zeros to a multiple of [`LANES`].
+    #[inline(always)]
+    pub(crate) fn padded(&mut self, count: usize) -> &mut [f32] {
+        let padded = &mut self.exps[..count.next_multiple_of(LANES)];
+        padded[count..].fill(0.0);
+        padded
     }
 }
 
@@ -38,6 +46,12 @@ pub(crate) struct State {
 impl State {
     /// Of no blocks.
     pub(crate) const EMPTY: State = State { max: f32::MIN, sum: 0.0, weighted: 0.0 };
+
+    /// Whether all logits were finite.
+    pub(crate) fn is_finite(&self) -> bool {
+        // An infinite logit makes a difference of infinities, or 0 times one, in `weighted`.
+        self.weighted.is_finite() && self.sum.is_finite()
+    }
 
     /// The row's numbers, with the log-probability of an entry that has this logit.
     ///
@@ -119,7 +133,7 @@ fn greatest(values: &[f32], start: f32) -> f32 {
 
 /// The sum of a multiple of [`LANES`] values: lanes, then halves of them onto halves.
 #[inline(always)]
-fn sum(values: &[f32]) -> f32 {
+pub(crate) fn sum(values: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     for chunk in values.as_chunks::<LANES>().0 {
         for lane in 0..LANES {
