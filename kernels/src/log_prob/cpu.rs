@@ -6,7 +6,7 @@ use prime_runtime::{DType, Element, Result, ViewMut};
 
 use super::online::{BLOCK, State, Work, absorb};
 use super::{Loss, Problem};
-use crate::math::exp;
+use crate::math::exp_bounded;
 use crate::matmul::{self, Epilogue, Layout};
 use crate::simd::multiversion;
 use crate::{parallel, scratch};
@@ -215,7 +215,7 @@ impl Slope {
     fn at(self, logit: f32, hit: f32) -> f32 {
         let log_p = logit * self.inverse - self.lse;
         let both = self.d_entropy.mul_add(log_p + self.entropy, self.d_log_prob);
-        (-exp(log_p)).mul_add(both, hit * self.d_log_prob) * self.inverse
+        (-exp_bounded(log_p)).mul_add(both, hit * self.d_log_prob) * self.inverse
     }
 }
 

@@ -1,7 +1,7 @@
 //! One row's softmax over a vocabulary that arrives in blocks: the arithmetic that [`crate::log_prob`] and [`crate::sample`]
 //! share, to the bit.
 
-use crate::math::exp;
+use crate::math::exp_bounded;
 use crate::simd::multiversion;
 
 /// Vocabulary entries of a block. Every row is visited in blocks that begin at multiples of this.
@@ -96,13 +96,13 @@ multiversion! {
         weighted[logits.len()..].fill(0.0);
         for ((e, weighted), logit) in exps.iter_mut().zip(weighted.iter_mut()).zip(logits.iter()) {
             let below = logit - max;
-            *e = exp(below);
+            *e = exp_bounded(below);
             *weighted = *e * below;
         }
         let (mut sum, mut weight) = (sum(exps), sum(weighted));
         if state.sum > 0.0 {
             let shift = state.max - max;
-            let scale = exp(shift);
+            let scale = exp_bounded(shift);
             sum += scale * state.sum;
             weight += scale * shift.mul_add(state.sum, state.weighted);
         }

@@ -7,7 +7,7 @@ use prime_runtime::{Result, View, ViewMut};
 use super::Row;
 use super::truncate::{Boundary, boundary};
 use crate::log_prob::online::{BLOCK, State, Work, absorb, sum};
-use crate::math::exp;
+use crate::math::exp_bounded;
 use crate::matmul::{self, Epilogue, Packed};
 use crate::simd::multiversion;
 use crate::{parallel, scratch};
@@ -142,7 +142,7 @@ multiversion! {
         let padded = work.padded(block.len());
         for (i, (e, &logit)) in padded.iter_mut().zip(block).enumerate() {
             let kept = boundary.keeps(logit, start + i as u32);
-            *e = if kept { exp(logit - max) } else { 0.0 };
+            *e = if kept { exp_bounded(logit - max) } else { 0.0 };
         }
         sum(padded)
     }

@@ -126,7 +126,7 @@ proptest! {
             })
             .collect();
         let whole = sample(hidden.view(), weight.view(), &rows).unwrap();
-        for (i, row) in rows.iter().enumerate() {
+        for i in 0..rows.len() {
             let of_row = hidden.view().rows(i..i + 1);
             let alone = sample(of_row, weight.view(), &rows[i..i + 1]).unwrap();
             prop_assert_eq!(alone.tokens[0], whole.tokens[i]);

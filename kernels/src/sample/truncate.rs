@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 
 use super::Row;
 use crate::log_prob::online::State;
-use crate::math::exp;
+use crate::math::exp_bounded;
 use crate::simd::multiversion;
 
 /// The last kept entry, or a place between two entries.
@@ -133,7 +133,7 @@ multiversion! {
     fn mass(logits: &[f32], ids: &[u32], max: f32) -> f64 {
         let mut sum = 0.0;
         for &id in ids {
-            sum += f64::from(exp(logits[id as usize] - max));
+            sum += f64::from(exp_bounded(logits[id as usize] - max));
         }
         sum
     }
