@@ -82,7 +82,12 @@ impl Decoder {
     /// When the tables do not fit in memory.
     pub fn new(config: &Config, positions: usize) -> Result<Self> {
         let (cos, sin) = rope_tables(config, positions)?;
-        Ok(Decoder { config: config.clone(), layout: Arc::new(Layout::new(config)), cos, sin })
+        Ok(Decoder::with_tables(config, cos, sin))
+    }
+
+    /// The decoder of a configuration with rotation tables of the caller's: float32 `[positions, head_dim / 2]`.
+    pub fn with_tables(config: &Config, cos: Tensor, sin: Tensor) -> Self {
+        Decoder { config: config.clone(), layout: Arc::new(Layout::new(config)), cos, sin }
     }
 
     /// The configuration.
