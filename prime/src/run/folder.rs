@@ -92,7 +92,9 @@ impl RunFolder {
                 checkpoint::remove_stale(path.join(folder))?;
             }
         }
-        Ok((Self::open(path, lock)?, config))
+        let mut folder = Self::open(path, lock)?;
+        folder.rewind()?;
+        Ok((folder, config))
     }
 
     fn open(path: &Path, lock: FolderLock) -> Result<Self> {
@@ -182,32 +184,42 @@ impl RunFolder {
         })
     }
 
-    /// The newest whole checkpoint of a folder, verified; metrics recorded after it are dropped.
+    /// The newest whole checkpoint of a folder, verified.
     ///
     /// # Errors
     /// When it is damaged.
-    pub fn rewind(&mut self, folder: &str) -> Result<Option<PathBuf>> {
-        let parent = self.path.join(folder);
-        if !parent.is_dir() {
-            return Ok(None);
+    pub fn newest(&self, folder: &str) -> Result<Option<PathBuf>> {
+        let found = checkpoint::latest(self.path.join(folder))?;
+        if let Some(found) = &found {
+            checkpoint::verify(found)?;
         }
-        let Some(found) = checkpoint::latest(&parent)? else { return Ok(None) };
-        self.rewind_to(&found)?;
-        Ok(Some(found))
+        Ok(found)
     }
 
-    /// Drops the metrics recorded after a checkpoint, and verifies it.
-    ///
-    /// # Errors
-    /// When it is damaged.
-    pub fn rewind_to(&mut self, checkpoint: &Path) -> Result<()> {
-        checkpoint::verify(checkpoint)?;
-        let path = checkpoint.join("run.json");
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let place: Place =
-            serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?;
-        let length = self.metrics.metadata()?.len().min(place.metrics_bytes);
+    /// Drops the metrics recorded after the newest checkpoint of the run's last stage: those steps are made again.
+    fn rewind(&mut self) -> Result<()> {
+        let sft = self.path.join("sft");
+        let newest = match self.newest("outcome-only/checkpoints")? {
+            None => self.newest("checkpoints")?,
+            found => found,
+        };
+        let newest = match newest {
+            None if sft.is_dir() => Some(sft),
+            None => self.newest("sft-checkpoints")?,
+            found => found,
+        };
+        let kept = match newest {
+            None => 0,
+            Some(checkpoint) => {
+                let path = checkpoint.join("run.json");
+                let text = fs::read_to_string(&path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                serde_json::from_str::<Place>(&text)
+                    .with_context(|| format!("{}", path.display()))?
+                    .metrics_bytes
+            }
+        };
+        let length = self.metrics.metadata()?.len().min(kept);
         self.metrics.set_len(length).context("cannot cut metrics.jsonl back to the checkpoint")
     }
 }
@@ -275,7 +287,9 @@ mod tests {
         run.save("checkpoints", "step-1", 2, |_| Ok(())).unwrap();
         run.record(&Metrics::new("prime", 2)).unwrap();
         assert_eq!(run.recorded().unwrap().len(), 2);
-        assert!(run.rewind("checkpoints").unwrap().unwrap().ends_with("step-1"));
+        drop(run);
+        let (mut run, _) = RunFolder::resume(folder.path(), None).unwrap();
+        assert!(run.newest("checkpoints").unwrap().unwrap().ends_with("step-1"));
         assert_eq!(run.recorded().unwrap().len(), 1);
         run.record(&Metrics::new("prime", 2)).unwrap();
         assert_eq!(run.recorded().unwrap().len(), 2);

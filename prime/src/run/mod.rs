@@ -118,10 +118,6 @@ fn warm_up_model(
 ) -> Result<Option<Model>> {
     let done = folder.path().join("sft");
     if done.is_dir() {
-        let has_later = folder.path().join("checkpoints").is_dir();
-        if !has_later {
-            folder.rewind_to(&done)?;
-        }
         return Ok(Some(setup::load_model(config, &done.join("policy"), prompts.tokenizer())?));
     }
     let model = setup::base_model(config, prompts)?;
@@ -129,7 +125,7 @@ fn warm_up_model(
         return Ok(Some(model));
     }
     let mut sft = Sft::new(config, prompts.share(), model)?;
-    if let Some(checkpoint) = folder.rewind("sft-checkpoints")? {
+    if let Some(checkpoint) = folder.newest("sft-checkpoints")? {
         sft.restore(&checkpoint)?;
     }
     // As often in tokens seen as RL saves: its steps are shorter.
@@ -220,28 +216,12 @@ fn reinforce(
     checkpoints: &str,
     steps: u64,
 ) -> Result<Option<Vec<Entry>>> {
-    if let Some(checkpoint) = folder.rewind(checkpoints)? {
+    if let Some(checkpoint) = folder.newest(checkpoints)? {
         trainer.restore(&checkpoint)?;
     }
-    let mut progress =
-        Progress::new("prm warm-up", config.prm.warmup_batches, trainer.state().warmup_batches);
-    while trainer.is_warming_up() {
-        if interrupt::requested() {
-            return Ok(None);
-        }
-        let (metrics, batch) = trainer.warm_up(&mut |_| ()).context("the PRM's warm-up")?;
-        folder.record(&metrics)?;
-        if records(config, metrics.step()) {
-            folder.record_rollouts("prm_warmup", metrics.step(), &batch)?;
-        }
-        let accuracy = metrics.get("prm/pairwise_accuracy").unwrap_or(f64::NAN);
-        progress.step(metrics.step(), &format!("pairwise accuracy {accuracy:.3}"));
-        if !trainer.is_warming_up() {
-            save(&trainer, folder, checkpoints, config)?;
-        }
+    if !warm_up_prm(config, &mut trainer, folder, checkpoints)? {
+        return Ok(None);
     }
-    progress.finish();
-
     let mut entries = Vec::new();
     let mut progress = Progress::new(stage.label, steps, trainer.state().step);
     while trainer.state().step < steps {
@@ -296,6 +276,35 @@ fn reinforce(
     }
     entries.push(last);
     Ok(Some(entries))
+}
+
+/// Trains the PRM alone until its warm-up is over; false when the run was interrupted. A run killed meanwhile begins the warm-up again.
+fn warm_up_prm(
+    config: &Config,
+    trainer: &mut Trainer,
+    folder: &mut RunFolder,
+    checkpoints: &str,
+) -> Result<bool> {
+    if !trainer.is_warming_up() {
+        return Ok(true);
+    }
+    let mut progress =
+        Progress::new("prm warm-up", config.prm.warmup_batches, trainer.state().warmup_batches);
+    while trainer.is_warming_up() {
+        if interrupt::requested() {
+            return Ok(false);
+        }
+        let (metrics, batch) = trainer.warm_up(&mut |_| ()).context("the PRM's warm-up")?;
+        folder.record(&metrics)?;
+        if records(config, metrics.step()) {
+            folder.record_rollouts("prm_warmup", metrics.step(), &batch)?;
+        }
+        let accuracy = metrics.get("prm/pairwise_accuracy").unwrap_or(f64::NAN);
+        progress.step(metrics.step(), &format!("pairwise accuracy {accuracy:.3}"));
+    }
+    progress.finish();
+    save(trainer, folder, checkpoints, config)?;
+    Ok(true)
 }
 
 fn records(config: &Config, step: u64) -> bool {
