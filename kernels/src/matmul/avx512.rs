@@ -1,10 +1,12 @@
 //! The kernel and the transposing packer for AVX-512.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use prime_runtime::{DType, View, bf16};
 
 use super::cpu::{Kernel, PANEL, STRIP, STRIP_ROW, Tile, Word};
+use super::pack::Ahead;
 
 /// The kernel for a strip of `rows` rows.
 pub(super) fn kernel(word: Word, transposed_a: bool, rows: usize) -> Kernel {
@@ -45,9 +47,10 @@ unsafe fn floats<const N: usize, const ROW: usize, const STEP: usize>(
     a: *const u32,
     b: *const u32,
     tile: &Tile,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { chains::<false, N, ROW, STEP>(count, a, b, tile) }
+    unsafe { chains::<false, N, ROW, STEP>(count, a, b, tile, ahead) }
 }
 
 /// # Safety
@@ -58,9 +61,10 @@ unsafe fn pairs<const N: usize, const ROW: usize, const STEP: usize>(
     a: *const u32,
     b: *const u32,
     tile: &Tile,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { chains::<true, N, ROW, STEP>(count, a, b, tile) }
+    unsafe { chains::<true, N, ROW, STEP>(count, a, b, tile, ahead) }
 }
 
 /// The chains of N rows and [`PANEL`] columns, in 2 N registers.
@@ -73,6 +77,7 @@ unsafe fn chains<const PAIRS: bool, const N: usize, const ROW: usize, const STEP
     mut a: *const u32,
     mut b: *const u32,
     tile: &Tile,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: the masks keep loads and stores inside the tile; strip and panel hold `count` words of N rows and of
     // `PANEL` columns.
@@ -88,24 +93,28 @@ unsafe fn chains<const PAIRS: bool, const N: usize, const ROW: usize, const STEP
                 }
             }
         }
-        for _ in 0..count {
-            let right = [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())];
-            for i in 0..N {
-                let left = _mm512_set1_epi32(*a.add(i * ROW) as i32);
-                for half in 0..2 {
-                    sums[i][half] = if PAIRS {
-                        let left = std::mem::transmute::<__m512i, __m512bh>(left);
-                        let right = std::mem::transmute::<__m512i, __m512bh>(right[half]);
-                        _mm512_dpbf16_ps(sums[i][half], left, right)
-                    } else {
-                        let (left, right) =
-                            (_mm512_castsi512_ps(left), _mm512_castsi512_ps(right[half]));
-                        _mm512_fmadd_ps(left, right, sums[i][half])
-                    };
+        // The next panel's tile of C, so that it is at hand when this one is done.
+        let size = if tile.rounded { 2 } else { 4 };
+        for i in 0..N {
+            let next = tile.end.wrapping_add((i * tile.end_stride + PANEL) * size);
+            _mm_prefetch::<_MM_HINT_T0>(next.cast());
+            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(32 * size - 1).cast());
+        }
+        let mut left = count;
+        while left > 0 {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.next().cast());
+            for _ in 0..left.min(EVERY) {
+                let right = [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())];
+                for i in 0..N {
+                    let left = _mm512_set1_epi32(*a.add(i * ROW) as i32);
+                    for half in 0..2 {
+                        sums[i][half] = step::<PAIRS>(sums[i][half], left, right[half]);
+                    }
                 }
+                a = a.wrapping_add(STEP);
+                b = b.wrapping_add(PANEL);
             }
-            a = a.wrapping_add(STEP);
-            b = b.wrapping_add(PANEL);
+            left = left.saturating_sub(EVERY);
         }
         if PAIRS && tile.rounded {
             for i in 0..N {
@@ -127,10 +136,166 @@ unsafe fn chains<const PAIRS: bool, const N: usize, const ROW: usize, const STEP
     }
 }
 
+/// Words from one request for a line of the next strip to the next.
+const EVERY: usize = 2;
+
+/// One step of sixteen chains.
+///
+/// # Safety
+/// The machine has AVX-512 F, and BF16 for pairs.
+#[inline(always)]
+unsafe fn step<const PAIRS: bool>(sums: __m512, left: __m512i, right: __m512i) -> __m512 {
+    // SAFETY: the caller's promise; the types have the same bits.
+    unsafe {
+        if PAIRS {
+            let left = std::mem::transmute::<__m512i, __m512bh>(left);
+            let right = std::mem::transmute::<__m512i, __m512bh>(right);
+            _mm512_dpbf16_ps(sums, left, right)
+        } else {
+            _mm512_fmadd_ps(_mm512_castsi512_ps(left), _mm512_castsi512_ps(right), sums)
+        }
+    }
+}
+
 /// A mask of the first `count` of 16 lanes, or of all.
 #[inline(always)]
 fn first(count: usize) -> __mmask16 {
     ((1u32 << count.min(16)) - 1) as __mmask16
+}
+
+/// Fills `[words][WIDTH]` with `columns` of a matrix whose rows run along k, from word `start` on; zero beside them.
+///
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) unsafe fn lines<const WIDTH: usize>(
+    words: &mut [u32],
+    x: View<'_>,
+    word: Word,
+    columns: Range<usize>,
+    start: usize,
+) {
+    let k = x.dim(0);
+    assert!(columns.len() <= WIDTH && columns.end <= x.dim(1));
+    assert!(
+        (start * word.elements() + words.len() / WIDTH * word.elements()) < k + word.elements()
+    );
+    let (origin, row) = address(x, columns.start);
+    let (mut element, mut to) = (start * word.elements(), words.as_mut_ptr());
+    for _ in 0..words.len() / WIDTH {
+        // SAFETY: the rows exist, and the masks keep loads inside them and stores inside the line.
+        unsafe {
+            let from = origin.add(element * row);
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD * row).cast());
+            for part in 0..WIDTH.div_ceil(16) {
+                let valid = first(columns.len().saturating_sub(16 * part));
+                let line = match (x.dtype(), word) {
+                    (DType::BF16, Word::Pair) => {
+                        let from = from.wrapping_add(32 * part);
+                        let mut line = widened(valid, from);
+                        if element + 1 < k {
+                            let next = widened(valid, from.wrapping_add(row));
+                            line = _mm512_or_si512(line, _mm512_slli_epi32::<16>(next));
+                        }
+                        line
+                    }
+                    (DType::BF16, Word::Float) => {
+                        _mm512_slli_epi32::<16>(widened(valid, from.wrapping_add(32 * part)))
+                    }
+                    _ => _mm512_maskz_loadu_epi32(valid, from.wrapping_add(64 * part).cast()),
+                };
+                let written = first(WIDTH - 16 * part);
+                _mm512_mask_storeu_epi32(to.add(16 * part).cast(), written, line);
+            }
+            to = to.add(WIDTH);
+        }
+        element += word.elements();
+    }
+}
+
+/// Copies words `block` of the rows `rows` of a matrix whose columns run along k, `ROW` words apart.
+///
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ and VL; `strip` has room for the rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) unsafe fn rows<const ROW: usize>(
+    strip: *mut u32,
+    x: View<'_>,
+    word: Word,
+    rows: Range<usize>,
+    block: Range<usize>,
+) {
+    let k = x.dim(1);
+    assert!(rows.end <= x.dim(0) && block.end <= word.count(k));
+    let (origin, row_bytes) = address(x, block.start * word.elements());
+    let left = k - block.start * word.elements();
+    for (index, row) in rows.enumerate() {
+        for w in (0..block.len()).step_by(16) {
+            // SAFETY: the masks keep loads inside the rows and stores inside the strip.
+            unsafe {
+                let from = origin.add(row * row_bytes);
+                let words = sixteen_words(x.dtype(), word, from, w, left);
+                _mm512_mask_storeu_epi32(
+                    strip.add(index * ROW + w).cast(),
+                    first(block.len() - w),
+                    words,
+                );
+            }
+        }
+    }
+}
+
+/// Words `w..` of a row that has `left` elements: sixteen, zero behind its end.
+///
+/// # Safety
+/// The row has that many elements.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn sixteen_words(
+    dtype: DType,
+    word: Word,
+    row: *const u8,
+    w: usize,
+    left: usize,
+) -> __m512i {
+    // SAFETY: the masks keep the loads inside the row.
+    unsafe {
+        match (dtype, word) {
+            (DType::BF16, Word::Pair) => {
+                let left = left - 2 * w;
+                let mask = if left >= 32 { !0 } else { (1u32 << left) - 1 };
+                _mm512_maskz_loadu_epi16(mask, row.wrapping_add(4 * w).cast())
+            }
+            (DType::BF16, Word::Float) => {
+                _mm512_slli_epi32::<16>(widened(first(left - w), row.wrapping_add(2 * w)))
+            }
+            _ => _mm512_maskz_loadu_epi32(first(left - w), row.wrapping_add(4 * w).cast()),
+        }
+    }
+}
+
+/// Rows that a packer asks for ahead of their use.
+const AHEAD: usize = 16;
+
+/// The address of a matrix's first row at a column, and the bytes from one row to the next.
+fn address(x: View<'_>, column: usize) -> (*const u8, usize) {
+    let size = x.dtype().size();
+    let start = match x.dtype() {
+        DType::BF16 => x.as_ptr::<bf16>().cast::<u8>(),
+        _ => x.as_ptr::<f32>().cast::<u8>(),
+    };
+    (start.wrapping_add(column * size), x.row_stride() * size)
+}
+
+/// Sixteen 16-bit values at most, each in the low half of a word.
+///
+/// # Safety
+/// Those of the mask are readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn widened(mask: __mmask16, from: *const u8) -> __m512i {
+    // SAFETY: the caller's promise.
+    _mm512_cvtepu16_epi32(unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) })
 }
 
 /// Fills a panel, `[words][PANEL]`, with rows `column..` of an n x k matrix from word `start` on, zero where it ends.
@@ -146,34 +311,18 @@ pub(super) unsafe fn panel_of_columns(
     start: usize,
 ) {
     let (n, k) = (b.dim(0), b.dim(1));
-    let size = b.dtype().size();
-    let origin = match b.dtype() {
-        DType::BF16 => b.as_ptr::<bf16>().cast::<u8>(),
-        _ => b.as_ptr::<f32>().cast::<u8>(),
-    };
+    let (origin, row_bytes) = address(b, start * word.elements());
+    let left = k - start * word.elements();
     let words = panel.len() / PANEL;
     for w in (0..words).step_by(16) {
-        let element = (start + w) * word.elements();
-        let left = k - element;
         for half in 0..2 {
             let mut block = [_mm512_setzero_si512(); 16];
             for (r, row) in block.iter_mut().enumerate() {
                 let index = column + 16 * half + r;
                 if index < n {
-                    // SAFETY: the row exists, and the masks keep the load inside it.
+                    // SAFETY: the row exists and has `left` elements from `start` on.
                     *row = unsafe {
-                        let from = origin.add((index * b.row_stride() + element) * size);
-                        match (b.dtype(), word) {
-                            (DType::BF16, Word::Pair) => {
-                                let mask = if left >= 32 { !0 } else { (1u32 << left) - 1 };
-                                _mm512_maskz_loadu_epi16(mask, from.cast())
-                            }
-                            (DType::BF16, Word::Float) => {
-                                let narrow = _mm256_maskz_loadu_epi16(first(left), from.cast());
-                                _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow))
-                            }
-                            _ => _mm512_maskz_loadu_epi32(first(left), from.cast()),
-                        }
+                        sixteen_words(b.dtype(), word, origin.add(index * row_bytes), w, left)
                     };
                 }
             }

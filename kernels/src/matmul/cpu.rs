@@ -11,7 +11,8 @@ use std::ops::Range;
 
 use prime_runtime::{DType, Element, Result, SharedMut, View, ViewMut, bf16};
 
-use super::{Activation, Epilogue, pack, portable};
+use super::pack::{self, Ahead};
+use super::{Activation, Epilogue, portable};
 use crate::simd::{Level, multiversion};
 use crate::{math, parallel, scratch};
 
@@ -116,7 +117,8 @@ pub(super) struct Tile {
 /// # Safety
 /// The machine has the kernel's instructions; `a` and `b` hold `count` words of a strip and a panel; `start` and `end`
 /// hold the tile's rows and columns, and no other thread uses those of `end`.
-pub(super) type Kernel = unsafe fn(count: usize, a: *const u32, b: *const u32, tile: &Tile);
+pub(super) type Kernel =
+    unsafe fn(count: usize, a: *const u32, b: *const u32, tile: &Tile, ahead: &mut Ahead);
 
 fn kernel(level: Level, word: Word, transposed_a: bool, rows: usize) -> Kernel {
     match level {
@@ -366,6 +368,7 @@ impl Job<'_> {
                 // SAFETY: the strip has room for `STRIP` rows of `BLOCK` words; the packer writes all that the kernel reads.
                 unsafe {
                     pack::strip(
+                        self.level,
                         strip,
                         product.a,
                         product.transposed_a,
@@ -375,6 +378,12 @@ impl Job<'_> {
                     );
                 }
                 let kernel = kernel(self.level, self.word, product.transposed_a, rows.len());
+                let mut ahead = if strip_index + 1 < part.strips.end {
+                    let next = self::rows(self.m, strip_index + 1);
+                    Ahead::new(product.a, product.transposed_a, self.word, next, block.clone())
+                } else {
+                    Ahead::nothing()
+                };
                 for panel_index in part.panels.clone() {
                     let columns = panel_index * PANEL..((panel_index + 1) * PANEL).min(self.n);
                     let (unfinished, unfinished_stride) = sums(rows.start, columns.start);
@@ -403,7 +412,15 @@ impl Job<'_> {
                         rounded,
                     };
                     // SAFETY: strip and panel hold the block; start and end hold the tile, which is this task's alone.
-                    unsafe { kernel(block.len(), strip, panel(panel_index, block.start), &tile) };
+                    unsafe {
+                        kernel(
+                            block.len(),
+                            strip,
+                            panel(panel_index, block.start),
+                            &tile,
+                            &mut ahead,
+                        )
+                    };
                     if last && !plain {
                         self.finish(&finished, rows.clone(), columns);
                     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use prime_runtime::{DType, Element, View, bf16};
+use prime_runtime::{DType, View, bf16};
 
 use super::cpu::{PANEL, STRIP, STRIP_ROW, Word};
 use crate::simd::{Level, multiversion};
@@ -18,15 +18,48 @@ pub(super) fn panel(
     first: usize,
 ) {
     if !transposed {
-        return panel_of_rows(panel, b, word, column, first);
+        let end = b.dim(1).min(column + PANEL);
+        return lines::<PANEL>(level, panel, b, word, column..end, first);
     }
     #[cfg(target_arch = "x86_64")]
     if level >= Level::Avx512 {
         // SAFETY: the level says that this machine has these instructions.
         return unsafe { super::avx512::panel_of_columns(panel, b, word, column, first) };
     }
-    let _ = level;
     panel_of_columns(panel, b, word, column, first);
+}
+
+/// Fills `[words][WIDTH]` with `columns` of a matrix whose rows run along k, from word `first` on; zero beside them.
+fn lines<const WIDTH: usize>(
+    level: Level,
+    words: &mut [u32],
+    x: View<'_>,
+    word: Word,
+    columns: Range<usize>,
+    first: usize,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx512 {
+        // SAFETY: the level says that this machine has these instructions.
+        return unsafe { super::avx512::lines::<WIDTH>(words, x, word, columns, first) };
+    }
+    let _ = level;
+    for (index, line) in words.chunks_exact_mut(WIDTH).enumerate() {
+        line[columns.len()..].fill(0);
+        let line = &mut line[..columns.len()];
+        let p = (first + index) * word.elements();
+        match (x.dtype(), word) {
+            (DType::BF16, Word::Pair) => {
+                let low = &x.row::<bf16>(p)[columns.clone()];
+                let high = (p + 1 < x.dim(0)).then(|| &x.row::<bf16>(p + 1)[columns.clone()]);
+                for (c, word) in line.iter_mut().enumerate() {
+                    *word = pair(low[c], high.map(|row| row[c]));
+                }
+            }
+            (DType::BF16, Word::Float) => widen(line, &x.row::<bf16>(p)[columns.clone()]),
+            _ => copy(line, &x.row::<f32>(p)[columns.clone()]),
+        }
+    }
 }
 
 /// Copies words `block` of rows `rows` of op(A): rows of [`STRIP_ROW`] words, or, transposed, columns of [`STRIP`] words.
@@ -34,6 +67,7 @@ pub(super) fn panel(
 /// # Safety
 /// `strip` has room for [`STRIP`] rows of [`STRIP_ROW`] words, and the block has at most `BLOCK` words.
 pub(super) unsafe fn strip(
+    level: Level,
     strip: *mut u32,
     a: View<'_>,
     transposed: bool,
@@ -44,7 +78,12 @@ pub(super) unsafe fn strip(
     if transposed {
         // SAFETY: the caller's promise.
         let words = unsafe { std::slice::from_raw_parts_mut(strip, block.len() * STRIP) };
-        return strip_of_rows(words, a, word, rows, block.start);
+        return lines::<STRIP>(level, words, a, word, rows, block.start);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx512 {
+        // SAFETY: the level says that this machine has these instructions; the rest is the caller's promise.
+        return unsafe { super::avx512::rows::<STRIP_ROW>(strip, a, word, rows, block) };
     }
     let length = block.len();
     for (index, row) in rows.enumerate() {
@@ -58,16 +97,73 @@ pub(super) unsafe fn strip(
     }
 }
 
+/// The cache lines that [`strip`] will read for the next strip. The kernel asks for one every few words, so that they are on
+/// their way while it computes.
+pub(super) struct Ahead {
+    at: *const u8,
+    /// Bytes of the row at hand that have been asked for.
+    column: usize,
+    /// Bytes of a row, in whole cache lines.
+    width: usize,
+    /// From the last cache line of a row to the first of the next.
+    skip: usize,
+    rows: usize,
+}
+
+impl Ahead {
+    pub(super) fn new(
+        a: View<'_>,
+        transposed: bool,
+        word: Word,
+        rows: Range<usize>,
+        block: Range<usize>,
+    ) -> Self {
+        let size = a.dtype().size();
+        let terms = block.start * word.elements()..block.end * word.elements();
+        let (lines, columns) = if transposed { (terms, rows) } else { (rows, terms) };
+        let start = match a.dtype() {
+            DType::BF16 => a.as_ptr::<bf16>().cast::<u8>(),
+            _ => a.as_ptr::<f32>().cast::<u8>(),
+        };
+        let at = start.wrapping_add((lines.start * a.row_stride() + columns.start) * size);
+        // A row may begin anywhere in its first cache line.
+        let begin = at as usize % 64;
+        let width = (begin + columns.len() * size).next_multiple_of(64).max(64);
+        let skip = (a.row_stride() * size).wrapping_sub(width - 64);
+        Ahead { at, column: 0, width, skip, rows: lines.len() }
+    }
+
+    /// Nothing to ask for.
+    pub(super) fn nothing() -> Self {
+        Ahead { at: std::ptr::null(), column: 0, width: 64, skip: 0, rows: 0 }
+    }
+
+    /// The next address; the last one again when all have been given.
+    #[inline(always)]
+    pub(super) fn next(&mut self) -> *const u8 {
+        let at = self.at;
+        let row_ends = self.column + 64 >= self.width;
+        let step = if row_ends { self.skip } else { 64 };
+        self.column = if row_ends { 0 } else { self.column + 64 };
+        self.rows -= usize::from(row_ends && self.rows > 0);
+        self.at = at.wrapping_add(if self.rows > 0 { step } else { 0 });
+        at
+    }
+}
+
 fn copy(words: &mut [u32], row: &[f32]) {
     for (word, x) in words.iter_mut().zip(row) {
         *word = x.to_bits();
     }
 }
 
+fn pair(low: bf16, high: Option<bf16>) -> u32 {
+    u32::from(low.to_bits()) | high.map_or(0, |high| u32::from(high.to_bits()) << 16)
+}
+
 fn pairs(words: &mut [u32], row: &[bf16]) {
     for (word, pair) in words.iter_mut().zip(row.chunks(2)) {
-        let high = pair.get(1).map_or(0, |x| u32::from(x.to_bits()));
-        *word = u32::from(pair[0].to_bits()) | high << 16;
+        *word = self::pair(pair[0], pair.get(1).copied());
     }
 }
 
@@ -76,68 +172,6 @@ multiversion! {
         for (word, x) in words.iter_mut().zip(row) {
             *word = x.to_f32().to_bits();
         }
-    }
-}
-
-multiversion! {
-    fn panel_of_rows(panel: &mut [u32], b: View<'_>, word: Word, column: usize, first: usize) {
-        let end = b.dim(1).min(column + PANEL);
-        lines::<PANEL>(panel, b, word, column..end, first);
-    }
-}
-
-multiversion! {
-    fn strip_of_rows(strip: &mut [u32], a: View<'_>, word: Word, columns: Range<usize>, first: usize) {
-        lines::<STRIP>(strip, a, word, columns, first);
-    }
-}
-
-/// Fills `[words][WIDTH]` with `columns` of a matrix whose rows run along k, zero beside them.
-#[inline(always)]
-fn lines<const WIDTH: usize>(
-    words: &mut [u32],
-    x: View<'_>,
-    word: Word,
-    columns: Range<usize>,
-    first: usize,
-) {
-    let (lines, _) = words.as_chunks_mut::<WIDTH>();
-    match (x.dtype(), word) {
-        (DType::BF16, Word::Pair) => {
-            for (index, line) in lines.iter_mut().enumerate() {
-                let p = 2 * (first + index);
-                let low = fixed::<bf16, WIDTH>(&x.row(p)[columns.clone()]);
-                let high = if p + 1 < x.dim(0) {
-                    fixed::<bf16, WIDTH>(&x.row(p + 1)[columns.clone()])
-                } else {
-                    [bf16::ZERO; WIDTH]
-                };
-                for c in 0..WIDTH {
-                    line[c] = u32::from(low[c].to_bits()) | u32::from(high[c].to_bits()) << 16;
-                }
-            }
-        }
-        (DType::BF16, Word::Float) => {
-            for (index, line) in lines.iter_mut().enumerate() {
-                let row = fixed::<bf16, WIDTH>(&x.row(first + index)[columns.clone()]);
-                *line = row.map(|x| x.to_f32().to_bits());
-            }
-        }
-        _ => {
-            for (index, line) in lines.iter_mut().enumerate() {
-                let row = fixed::<f32, WIDTH>(&x.row(first + index)[columns.clone()]);
-                *line = row.map(f32::to_bits);
-            }
-        }
-    }
-}
-
-/// A row as an array, zero behind its end: a fixed width becomes a few vector instructions.
-#[inline(always)]
-fn fixed<E: Element, const WIDTH: usize>(row: &[E]) -> [E; WIDTH] {
-    match row.first_chunk::<WIDTH>() {
-        Some(row) => *row,
-        None => std::array::from_fn(|c| row.get(c).copied().unwrap_or(E::from_f32(0.0))),
     }
 }
 
@@ -154,8 +188,7 @@ fn panel_of_columns(panel: &mut [u32], b: View<'_>, word: Word, column: usize, f
             (DType::BF16, Word::Pair) => {
                 let row = &b.row::<bf16>(column + c)[elements];
                 for (line, pair) in lines.iter_mut().zip(row.chunks(2)) {
-                    let high = pair.get(1).map_or(0, |x| u32::from(x.to_bits()));
-                    line[c] = u32::from(pair[0].to_bits()) | high << 16;
+                    line[c] = self::pair(pair[0], pair.get(1).copied());
                 }
             }
             (DType::BF16, Word::Float) => {

@@ -1,6 +1,7 @@
 //! The kernel in plain Rust, compiled for AVX2 and for whatever the target always has.
 
 use super::cpu::{Kernel, PANEL, STRIP, STRIP_ROW, Tile};
+use super::pack::Ahead;
 use crate::simd::Level;
 
 /// Rows and columns of what fits into sixteen registers of eight floats.
@@ -28,9 +29,10 @@ unsafe fn avx2<const ROW: usize, const STEP: usize>(
     a: *const u32,
     b: *const u32,
     to: &Tile,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { tile::<ROW, STEP>(count, a, b, to) }
+    unsafe { tile::<ROW, STEP>(count, a, b, to, ahead) }
 }
 
 /// # Safety
@@ -41,6 +43,7 @@ unsafe fn tile<const ROW: usize, const STEP: usize>(
     a: *const u32,
     b: *const u32,
     to: &Tile,
+    _ahead: &mut Ahead,
 ) {
     for row in (0..to.rows).step_by(ROWS) {
         for column in (0..to.columns).step_by(COLUMNS) {
