@@ -8,41 +8,71 @@ use prime_runtime::{DType, View, bf16};
 use super::cpu::{Kernel, PANEL, STRIP, STRIP_ROW, Tile, Word};
 use super::pack::Ahead;
 
-/// The kernel for a strip of `rows` rows.
-pub(super) fn kernel(word: Word, transposed_a: bool, rows: usize) -> Kernel {
+/// The kernel for a strip of `rows` rows and up to `panels` panels, and how many panels it takes at once.
+pub(super) fn kernel(
+    word: Word,
+    transposed_a: bool,
+    rows: usize,
+    panels: usize,
+) -> (Kernel, usize) {
+    // Few rows make too few chains to fill the pipeline, unless several panels are read side by side.
+    if let (1..=3, 2..) = (rows, panels) {
+        let table = match (word, transposed_a) {
+            (Word::Float, false) => const { wide!(floats, STRIP_ROW, 1) },
+            (Word::Float, true) => const { wide!(floats, 1, STRIP) },
+            (Word::Pair, false) => const { wide!(pairs, STRIP_ROW, 1) },
+            (Word::Pair, true) => const { wide!(pairs, 1, STRIP) },
+        };
+        return match (rows, panels) {
+            (1, 4..) => (table[3], 4),
+            _ => (table[rows - 1], 2),
+        };
+    }
     let table = match (word, transposed_a) {
-        (Word::Float, false) => const { &table!(floats, STRIP_ROW, 1) },
-        (Word::Float, true) => const { &table!(floats, 1, STRIP) },
-        (Word::Pair, false) => const { &table!(pairs, STRIP_ROW, 1) },
-        (Word::Pair, true) => const { &table!(pairs, 1, STRIP) },
+        (Word::Float, false) => const { narrow!(floats, STRIP_ROW, 1) },
+        (Word::Float, true) => const { narrow!(floats, 1, STRIP) },
+        (Word::Pair, false) => const { narrow!(pairs, STRIP_ROW, 1) },
+        (Word::Pair, true) => const { narrow!(pairs, 1, STRIP) },
     };
-    table[rows - 1]
+    (table[rows - 1], 1)
 }
 
-macro_rules! table {
+macro_rules! narrow {
     ($kernel:ident, $row:expr, $step:expr) => {
-        [
-            $kernel::<1, { $row }, { $step }> as Kernel,
-            $kernel::<2, { $row }, { $step }>,
-            $kernel::<3, { $row }, { $step }>,
-            $kernel::<4, { $row }, { $step }>,
-            $kernel::<5, { $row }, { $step }>,
-            $kernel::<6, { $row }, { $step }>,
-            $kernel::<7, { $row }, { $step }>,
-            $kernel::<8, { $row }, { $step }>,
-            $kernel::<9, { $row }, { $step }>,
-            $kernel::<10, { $row }, { $step }>,
-            $kernel::<11, { $row }, { $step }>,
-            $kernel::<12, { $row }, { $step }>,
+        &[
+            $kernel::<1, 1, { $row }, { $step }> as Kernel,
+            $kernel::<2, 1, { $row }, { $step }>,
+            $kernel::<3, 1, { $row }, { $step }>,
+            $kernel::<4, 1, { $row }, { $step }>,
+            $kernel::<5, 1, { $row }, { $step }>,
+            $kernel::<6, 1, { $row }, { $step }>,
+            $kernel::<7, 1, { $row }, { $step }>,
+            $kernel::<8, 1, { $row }, { $step }>,
+            $kernel::<9, 1, { $row }, { $step }>,
+            $kernel::<10, 1, { $row }, { $step }>,
+            $kernel::<11, 1, { $row }, { $step }>,
+            $kernel::<12, 1, { $row }, { $step }>,
         ]
     };
 }
-use table;
+use narrow;
+
+macro_rules! wide {
+    ($kernel:ident, $row:expr, $step:expr) => {
+        &[
+            $kernel::<1, 2, { $row }, { $step }> as Kernel,
+            $kernel::<2, 2, { $row }, { $step }>,
+            $kernel::<3, 2, { $row }, { $step }>,
+            $kernel::<1, 4, { $row }, { $step }>,
+        ]
+    };
+}
+use wide;
 
 /// # Safety
 /// See [`Kernel`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn floats<const N: usize, const ROW: usize, const STEP: usize>(
+unsafe fn floats<const N: usize, const PANELS: usize, const ROW: usize, const STEP: usize>(
     count: usize,
     a: *const u32,
     b: *const u32,
@@ -50,13 +80,13 @@ unsafe fn floats<const N: usize, const ROW: usize, const STEP: usize>(
     ahead: &mut Ahead,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { chains::<false, N, ROW, STEP>(count, a, b, tile, ahead) }
+    unsafe { chains::<false, N, PANELS, ROW, STEP>(count, a, b, tile, ahead) }
 }
 
 /// # Safety
 /// See [`Kernel`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn pairs<const N: usize, const ROW: usize, const STEP: usize>(
+unsafe fn pairs<const N: usize, const PANELS: usize, const ROW: usize, const STEP: usize>(
     count: usize,
     a: *const u32,
     b: *const u32,
@@ -64,39 +94,52 @@ unsafe fn pairs<const N: usize, const ROW: usize, const STEP: usize>(
     ahead: &mut Ahead,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { chains::<true, N, ROW, STEP>(count, a, b, tile, ahead) }
+    unsafe { chains::<true, N, PANELS, ROW, STEP>(count, a, b, tile, ahead) }
 }
 
-/// The chains of N rows and [`PANEL`] columns, in 2 N registers.
+/// The chains of N rows and some panels' columns, in 2 N PANELS registers.
 ///
 /// # Safety
 /// See [`Kernel`].
 #[inline(always)]
-unsafe fn chains<const PAIRS: bool, const N: usize, const ROW: usize, const STEP: usize>(
+unsafe fn chains<
+    const PAIRS: bool,
+    const N: usize,
+    const PANELS: usize,
+    const ROW: usize,
+    const STEP: usize,
+>(
     count: usize,
     mut a: *const u32,
     mut b: *const u32,
     tile: &Tile,
     ahead: &mut Ahead,
 ) {
-    // SAFETY: the masks keep loads and stores inside the tile; strip and panel hold `count` words of N rows and of
+    // SAFETY: the masks keep loads and stores inside the tile; strip and panels hold `count` words of N rows and of
     // `PANEL` columns.
     unsafe {
-        let masks = [first(tile.columns), first(tile.columns.saturating_sub(16))];
-        let mut sums = [[_mm512_setzero_ps(); 2]; N];
+        let mut masks = [[0; 2]; PANELS];
+        let mut sums = [[[_mm512_setzero_ps(); 2]; PANELS]; N];
+        for panel in 0..PANELS {
+            for half in 0..2 {
+                masks[panel][half] = first(tile.columns.saturating_sub(32 * panel + 16 * half));
+            }
+        }
         if !tile.start.is_null() {
             for i in 0..N {
                 let start = tile.start.add(i * tile.start_stride);
-                for half in 0..2 {
-                    sums[i][half] =
-                        _mm512_maskz_loadu_ps(masks[half], start.wrapping_add(16 * half));
+                for panel in 0..PANELS {
+                    for half in 0..2 {
+                        let start = start.wrapping_add(32 * panel + 16 * half);
+                        sums[i][panel][half] = _mm512_maskz_loadu_ps(masks[panel][half], start);
+                    }
                 }
             }
         }
         // The next panel's tile of C, so that it is at hand when this one is done.
         let size = if tile.rounded { 2 } else { 4 };
         for i in 0..N {
-            let next = tile.end.wrapping_add((i * tile.end_stride + PANEL) * size);
+            let next = tile.end.wrapping_add((i * tile.end_stride + PANELS * PANEL) * size);
             _mm_prefetch::<_MM_HINT_T0>(next.cast());
             _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(32 * size - 1).cast());
         }
@@ -104,11 +147,16 @@ unsafe fn chains<const PAIRS: bool, const N: usize, const ROW: usize, const STEP
         while left > 0 {
             _mm_prefetch::<_MM_HINT_T1>(ahead.next().cast());
             for _ in 0..left.min(EVERY) {
-                let right = [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())];
-                for i in 0..N {
-                    let left = _mm512_set1_epi32(*a.add(i * ROW) as i32);
-                    for half in 0..2 {
-                        sums[i][half] = step::<PAIRS>(sums[i][half], left, right[half]);
+                for panel in 0..PANELS {
+                    let b = b.wrapping_add(panel * tile.panel_stride);
+                    let right =
+                        [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())];
+                    for i in 0..N {
+                        let left = _mm512_set1_epi32(*a.add(i * ROW) as i32);
+                        for half in 0..2 {
+                            let sum = &mut sums[i][panel][half];
+                            *sum = step::<PAIRS>(*sum, left, right[half]);
+                        }
                     }
                 }
                 a = a.wrapping_add(STEP);
@@ -116,20 +164,26 @@ unsafe fn chains<const PAIRS: bool, const N: usize, const ROW: usize, const STEP
             }
             left = left.saturating_sub(EVERY);
         }
-        if PAIRS && tile.rounded {
-            for i in 0..N {
-                let end = tile.end.cast::<u16>().add(i * tile.end_stride);
+        for i in 0..N {
+            for panel in 0..PANELS {
                 for half in 0..2 {
-                    let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(sums[i][half]));
-                    let end = end.wrapping_add(16 * half).cast();
-                    _mm256_mask_storeu_epi16(end, masks[half], rounded);
-                }
-            }
-        } else {
-            for i in 0..N {
-                let end = tile.end.cast::<f32>().add(i * tile.end_stride);
-                for half in 0..2 {
-                    _mm512_mask_storeu_ps(end.wrapping_add(16 * half), masks[half], sums[i][half]);
+                    let (sum, mask) = (sums[i][panel][half], masks[panel][half]);
+                    let place = i * tile.end_stride + 32 * panel + 16 * half;
+                    if PAIRS && tile.rounded {
+                        let rounded =
+                            std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sum));
+                        _mm256_mask_storeu_epi16(
+                            tile.end.cast::<i16>().wrapping_add(place),
+                            mask,
+                            rounded,
+                        );
+                    } else {
+                        _mm512_mask_storeu_ps(
+                            tile.end.cast::<f32>().wrapping_add(place),
+                            mask,
+                            sum,
+                        );
+                    }
                 }
             }
         }

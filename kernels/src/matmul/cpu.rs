@@ -98,8 +98,10 @@ pub(super) struct Product<'a> {
 pub(super) struct Tile {
     /// Rows, at most [`STRIP`].
     pub(super) rows: usize,
-    /// Columns, at most [`PANEL`].
+    /// Columns, at most those of the kernel's panels.
     pub(super) columns: usize,
+    /// Words from one panel to the next.
+    pub(super) panel_stride: usize,
     /// Sums to continue; null to start from 0.
     pub(super) start: *const f32,
     pub(super) start_stride: usize,
@@ -120,13 +122,22 @@ pub(super) struct Tile {
 pub(super) type Kernel =
     unsafe fn(count: usize, a: *const u32, b: *const u32, tile: &Tile, ahead: &mut Ahead);
 
-fn kernel(level: Level, word: Word, transposed_a: bool, rows: usize) -> Kernel {
+/// The kernel for `rows` rows and up to `panels` panels, and how many panels it takes at once.
+fn kernel(
+    level: Level,
+    word: Word,
+    transposed_a: bool,
+    rows: usize,
+    panels: usize,
+) -> (Kernel, usize) {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 => super::avx512::kernel(word, transposed_a, rows),
+        Level::Avx512 | Level::Avx512Bf16 => {
+            super::avx512::kernel(word, transposed_a, rows, panels)
+        }
         _ => {
             assert!(word == Word::Float, "pairs are multiplied by avx512bf16 only");
-            portable::kernel(level, transposed_a)
+            (portable::kernel(level, transposed_a), 1)
         }
     }
 }
@@ -172,6 +183,8 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
     } else {
         out.as_mut_ptr::<f32>().cast::<u8>()
     };
+    let Epilogue { bias, activation, residual } = product.epilogue;
+    let bare = bias.is_none() && residual.is_none() && activation == Activation::Identity;
     let job = Job {
         level,
         word,
@@ -183,6 +196,7 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
         stride,
         rounded,
         out: out.shared(),
+        plain: bare && (!rounded || word == Word::Pair),
     };
     match product.right {
         Right::Packed { words, .. } => job.run(Panels::Packed(words)),
@@ -233,6 +247,17 @@ struct Job<'a> {
     stride: usize,
     rounded: bool,
     out: SharedMut<'a>,
+    /// The kernel can write C by itself.
+    plain: bool,
+}
+
+/// One block of a part: whether it is the first or last of its chains, and where unfinished sums and panels are.
+struct Stage {
+    first: bool,
+    last: bool,
+    /// Null where C itself holds them.
+    sums: *mut f32,
+    panel_stride: usize,
 }
 
 /// A task's part of C.
@@ -267,105 +292,35 @@ impl Job<'_> {
         }
     }
 
+    /// Computes a part of C with working memory on the stack: for panels that are not packed yet, and for the sums of chains that
+    /// one block does not finish, where C is too narrow to keep them.
+    ///
+    /// Never inlined, so that this memory is not part of the frames that split the work.
+    #[inline(never)]
     fn part(&self, part: &Part, panels: Panels<'_>) {
-        match panels {
-            Panels::Packed(words) => {
-                let panel = |index: usize, first: usize| {
-                    words[(index * self.words + first) * PANEL..].as_ptr()
-                };
-                self.sums(part, |_| {}, panel);
-            }
-            Panels::Fresh { b, transposed } => {
-                let mut buffer = MaybeUninit::<[u32; FRESH_PANELS * BLOCK * PANEL]>::uninit();
-                let start = SendPtr(buffer.as_mut_ptr().cast::<u32>());
-                let prepare = |block: Range<usize>| {
-                    let length = block.len() * PANEL;
-                    for (slot, index) in part.panels.clone().enumerate() {
-                        // SAFETY: the buffer has room for the part's panels; `u32` needs no initialisation to be
-                        // written, and the packer writes every word.
-                        let words = unsafe {
-                            std::slice::from_raw_parts_mut(
-                                start.get().add(slot * BLOCK * PANEL),
-                                length,
-                            )
-                        };
-                        pack::panel(
-                            self.level,
-                            words,
-                            b,
-                            transposed,
-                            self.word,
-                            index * PANEL,
-                            block.start,
-                        );
-                    }
-                };
-                let panel = |index: usize, _| {
-                    // SAFETY: inside the buffer, as above.
-                    unsafe {
-                        start.get().add((index - part.panels.start) * BLOCK * PANEL).cast_const()
-                    }
-                };
-                self.sums(part, prepare, panel);
-            }
-        }
-    }
-
-    /// Gives the sums of chains that one block does not finish a place: C itself, or where C is too narrow, the stack.
-    fn sums(
-        &self,
-        part: &Part,
-        prepare: impl FnMut(Range<usize>),
-        panel: impl Fn(usize, usize) -> *const u32,
-    ) {
+        let mut fresh = MaybeUninit::<[u32; FRESH_PANELS * BLOCK * PANEL]>::uninit();
+        let fresh = fresh.as_mut_ptr().cast::<u32>();
         if self.rounded && self.words > BLOCK {
             let mut sums =
                 MaybeUninit::<[f32; TASK_STRIPS * STRIP * TASK_PANELS * PANEL]>::uninit();
-            let first = (rows(self.m, part.strips.start).start, part.panels.start * PANEL);
-            let stride = part.panels.len() * PANEL;
-            let start = sums.as_mut_ptr().cast::<f32>();
-            self.blocks(part, prepare, panel, |row, column| {
-                // SAFETY: a part has at most `TASK_STRIPS` strips and `TASK_PANELS` panels.
-                (unsafe { start.add((row - first.0) * stride + column - first.1) }, stride)
-            });
+            self.blocks(part, panels, fresh, sums.as_mut_ptr().cast());
         } else {
-            self.blocks(part, prepare, panel, |row, column| {
-                (self.place(row, column).cast::<f32>(), self.stride)
-            });
+            self.blocks(part, panels, fresh, std::ptr::null_mut());
         }
     }
 
-    /// Where an element of C is.
-    fn place(&self, row: usize, column: usize) -> *mut u8 {
-        let size = if self.rounded { 2 } else { 4 };
-        // SAFETY: the element is in bounds.
-        unsafe { self.start.get().add((row * self.stride + column) * size) }
-    }
-
-    #[inline(always)]
-    fn blocks(
-        &self,
-        part: &Part,
-        mut prepare: impl FnMut(Range<usize>),
-        panel: impl Fn(usize, usize) -> *const u32,
-        sums: impl Fn(usize, usize) -> (*mut f32, usize),
-    ) {
+    fn blocks(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32, sums: *mut f32) {
         let product = self.product;
-        let epilogue = &product.epilogue;
-        let plain = epilogue.bias.is_none()
-            && epilogue.residual.is_none()
-            && epilogue.activation == Activation::Identity
-            && (!self.rounded || self.word == Word::Pair);
         let mut strip = MaybeUninit::<[u32; STRIP * STRIP_ROW]>::uninit();
         let strip = strip.as_mut_ptr().cast::<u32>();
-        let mut finished = [0f32; STRIP * PANEL];
         let blocks = self.words.div_ceil(BLOCK).max(1);
         for index in 0..blocks {
             let block = self::part(self.words, blocks, index);
-            prepare(block.clone());
+            let (right, panel_stride) = self.panels(part, panels, fresh, block.clone());
+            let stage = Stage { first: index == 0, last: index + 1 == blocks, sums, panel_stride };
             for strip_index in part.strips.clone() {
                 let rows = rows(self.m, strip_index);
-                // SAFETY: the strip has room for `STRIP` rows of `BLOCK` words; the packer writes all that the kernel reads.
+                // SAFETY: the strip has room for `STRIP` rows of `BLOCK` words.
                 unsafe {
                     pack::strip(
                         self.level,
@@ -377,65 +332,121 @@ impl Job<'_> {
                         block.clone(),
                     );
                 }
-                let kernel = kernel(self.level, self.word, product.transposed_a, rows.len());
                 let mut ahead = if strip_index + 1 < part.strips.end {
                     let next = self::rows(self.m, strip_index + 1);
                     Ahead::new(product.a, product.transposed_a, self.word, next, block.clone())
                 } else {
                     Ahead::nothing()
                 };
-                for panel_index in part.panels.clone() {
-                    let columns = panel_index * PANEL..((panel_index + 1) * PANEL).min(self.n);
-                    let (unfinished, unfinished_stride) = sums(rows.start, columns.start);
-                    let (start, start_stride) = match index {
-                        0 if product.accumulate => {
-                            (self.place(rows.start, columns.start).cast::<f32>(), self.stride)
-                        }
-                        0 => (std::ptr::null_mut(), 0),
-                        _ => (unfinished, unfinished_stride),
-                    };
-                    let last = index + 1 == blocks;
-                    let (end, end_stride, rounded) = match (last, plain) {
-                        (false, _) => (unfinished.cast::<u8>(), unfinished_stride, false),
-                        (true, true) => {
-                            (self.place(rows.start, columns.start), self.stride, self.rounded)
-                        }
-                        (true, false) => (finished.as_mut_ptr().cast::<u8>(), PANEL, false),
-                    };
-                    let tile = Tile {
-                        rows: rows.len(),
-                        columns: columns.len(),
-                        start,
-                        start_stride,
-                        end,
-                        end_stride,
-                        rounded,
-                    };
-                    // SAFETY: strip and panel hold the block; start and end hold the tile, which is this task's alone.
+                let mut panel = part.panels.start;
+                while panel < part.panels.end {
+                    let left = part.panels.end - panel;
+                    let (kernel, taken) =
+                        kernel(self.level, self.word, product.transposed_a, rows.len(), left);
+                    let columns = panel * PANEL..((panel + taken) * PANEL).min(self.n);
+                    // SAFETY: strip and panels hold the block, and the tile is this task's alone.
                     unsafe {
-                        kernel(
-                            block.len(),
-                            strip,
-                            panel(panel_index, block.start),
-                            &tile,
-                            &mut ahead,
-                        )
-                    };
-                    if last && !plain {
-                        self.finish(&finished, rows.clone(), columns);
+                        let right = right.add((panel - part.panels.start) * panel_stride);
+                        self.tile(part, &stage, rows.clone(), columns, |tile| {
+                            kernel(block.len(), strip, right, tile, &mut ahead);
+                        });
                     }
+                    panel += taken;
                 }
             }
         }
     }
 
-    /// The epilogue of one tile.
-    fn finish(&self, sums: &[f32], rows: Range<usize>, columns: Range<usize>) {
+    /// Where a block of the part's first panel is, and the words from one panel to the next.
+    fn panels(
+        &self,
+        part: &Part,
+        panels: Panels<'_>,
+        fresh: *mut u32,
+        block: Range<usize>,
+    ) -> (*const u32, usize) {
+        let Panels::Fresh { b, transposed } = panels else {
+            let Panels::Packed(words) = panels else { unreachable!() };
+            let panel = self.words * PANEL;
+            return (words[part.panels.start * panel + block.start * PANEL..].as_ptr(), panel);
+        };
+        for (slot, index) in part.panels.clone().enumerate() {
+            // SAFETY: the buffer has room for the part's panels, and the packer writes every word before any is read.
+            let words = unsafe {
+                std::slice::from_raw_parts_mut(fresh.add(slot * BLOCK * PANEL), block.len() * PANEL)
+            };
+            pack::panel(self.level, words, b, transposed, self.word, index * PANEL, block.start);
+        }
+        (fresh, BLOCK * PANEL)
+    }
+
+    /// Runs the kernel on one tile: finds where its chains start and end, and finishes those that end.
+    fn tile(
+        &self,
+        part: &Part,
+        stage: &Stage,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        run: impl FnOnce(&Tile),
+    ) {
+        let place = self.place(rows.start, columns.start);
+        let (unfinished, unfinished_stride) = if stage.sums.is_null() {
+            (place.cast::<f32>(), self.stride)
+        } else {
+            let stride = part.panels.len() * PANEL;
+            let row = rows.start - self::rows(self.m, part.strips.start).start;
+            let column = columns.start - part.panels.start * PANEL;
+            (stage.sums.wrapping_add(row * stride + column), stride)
+        };
+        let (start, start_stride) = match (stage.first, self.product.accumulate) {
+            (true, false) => (std::ptr::null_mut(), 0),
+            (true, true) => (place.cast::<f32>(), self.stride),
+            (false, _) => (unfinished, unfinished_stride),
+        };
+        let mut finished = MaybeUninit::<[f32; STRIP * PANEL]>::uninit();
+        let finished = finished.as_mut_ptr().cast::<f32>();
+        // Whole panels, of which few rows make a tile of several: at most as many values as `STRIP` rows of one panel.
+        let finished_stride = columns.len().next_multiple_of(PANEL);
+        let (end, end_stride, rounded) = match (stage.last, self.plain) {
+            (false, _) => (unfinished.cast::<u8>(), unfinished_stride, false),
+            (true, true) => (place, self.stride, self.rounded),
+            (true, false) => (finished.cast::<u8>(), finished_stride, false),
+        };
+        run(&Tile {
+            rows: rows.len(),
+            columns: columns.len(),
+            panel_stride: stage.panel_stride,
+            start,
+            start_stride,
+            end,
+            end_stride,
+            rounded,
+        });
+        if stage.last && !self.plain {
+            for (index, row) in rows.enumerate() {
+                // SAFETY: the kernel has written the tile's rows and columns.
+                let sums = unsafe {
+                    std::slice::from_raw_parts(finished.add(index * finished_stride), columns.len())
+                };
+                self.finish(sums, row, columns.clone());
+            }
+        }
+    }
+
+    /// Where an element of C is.
+    fn place(&self, row: usize, column: usize) -> *mut u8 {
+        let size = if self.rounded { 2 } else { 4 };
+        // SAFETY: the element is in bounds.
+        unsafe { self.start.get().add((row * self.stride + column) * size) }
+    }
+
+    /// The epilogue of part of a row.
+    fn finish(&self, sums: &[f32], row: usize, columns: Range<usize>) {
         let epilogue = &self.product.epilogue;
         match (self.product.a.dtype(), self.rounded) {
-            (DType::BF16, true) => finish::<bf16, bf16>(self.out, sums, rows, columns, epilogue),
-            (DType::BF16, false) => finish::<bf16, f32>(self.out, sums, rows, columns, epilogue),
-            _ => finish::<f32, f32>(self.out, sums, rows, columns, epilogue),
+            (DType::BF16, true) => finish::<bf16, bf16>(self.out, sums, row, columns, epilogue),
+            (DType::BF16, false) => finish::<bf16, f32>(self.out, sums, row, columns, epilogue),
+            _ => finish::<f32, f32>(self.out, sums, row, columns, epilogue),
         }
     }
 }
@@ -449,15 +460,18 @@ multiversion! {
     fn finish<A: Element, C: Element>(
         out: SharedMut<'_>,
         sums: &[f32],
-        rows: Range<usize>,
+        row: usize,
         columns: Range<usize>,
         epilogue: &Epilogue<'_>,
     ) {
-        for (row, sums) in rows.zip(sums.chunks_exact(PANEL)) {
+        // SAFETY: the tile belongs to this task alone.
+        let out = unsafe { out.part_mut::<C>(row, columns.clone()) };
+        for (start, sums) in (columns.start..).step_by(PANEL).zip(sums.chunks(PANEL)) {
+            let here = start..start + sums.len();
             let mut line = [0f32; PANEL];
-            line.copy_from_slice(sums);
+            line[..sums.len()].copy_from_slice(sums);
             if let Some(bias) = epilogue.bias {
-                for (x, b) in line.iter_mut().zip(&bias.as_slice::<A>()[columns.clone()]) {
+                for (x, b) in line.iter_mut().zip(&bias.as_slice::<A>()[here.clone()]) {
                     *x += b.to_f32();
                 }
             }
@@ -467,14 +481,12 @@ multiversion! {
                 }
             }
             if let Some(residual) = epilogue.residual {
-                for (x, r) in line.iter_mut().zip(&residual.row::<C>(row)[columns.clone()]) {
+                for (x, r) in line.iter_mut().zip(&residual.row::<C>(row)[here]) {
                     *x += r.to_f32();
                 }
             }
-            // SAFETY: the tile belongs to this task alone.
-            let out = unsafe { out.part_mut::<C>(row, columns.clone()) };
-            for (out, x) in out.iter_mut().zip(line) {
-                *out = C::from_f32(x);
+            for (out, x) in out[start - columns.start..].iter_mut().zip(&line[..sums.len()]) {
+                *out = C::from_f32(*x);
             }
         }
     }
