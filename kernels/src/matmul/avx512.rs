@@ -3,10 +3,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use prime_runtime::{DType, View, bf16};
+use prime_runtime::{DType, View};
 
 use super::cpu::{Kernel, PANEL, STRIP, STRIP_ROW, Tile, Word};
-use super::pack::Ahead;
+use super::pack::{Ahead, address};
 
 /// The kernel for a strip of `rows` rows and up to `panels` panels, and how many panels it takes at once.
 pub(super) fn kernel(
@@ -16,7 +16,7 @@ pub(super) fn kernel(
     panels: usize,
 ) -> (Kernel, usize) {
     // Few rows make too few chains to fill the pipeline, unless several panels are read side by side.
-    if let (1..=3, 2..) = (rows, panels) {
+    if let (1..=4, 2..) = (rows, panels) {
         let table = match (word, transposed_a) {
             (Word::Float, false) => const { wide!(floats, STRIP_ROW, 1) },
             (Word::Float, true) => const { wide!(floats, 1, STRIP) },
@@ -24,7 +24,7 @@ pub(super) fn kernel(
             (Word::Pair, true) => const { wide!(pairs, 1, STRIP) },
         };
         return match (rows, panels) {
-            (1, 4..) => (table[3], 4),
+            (1..=3, 4..) => (table[rows + 3], 4),
             _ => (table[rows - 1], 2),
         };
     }
@@ -63,7 +63,10 @@ macro_rules! wide {
             $kernel::<1, 2, { $row }, { $step }> as Kernel,
             $kernel::<2, 2, { $row }, { $step }>,
             $kernel::<3, 2, { $row }, { $step }>,
+            $kernel::<4, 2, { $row }, { $step }>,
             $kernel::<1, 4, { $row }, { $step }>,
+            $kernel::<2, 4, { $row }, { $step }>,
+            $kernel::<3, 4, { $row }, { $step }>,
         ]
     };
 }
@@ -164,6 +167,33 @@ unsafe fn chains<
             }
             left = left.saturating_sub(EVERY);
         }
+        if !tile.bias.is_null() {
+            for panel in 0..PANELS {
+                for half in 0..2 {
+                    let place = 32 * panel + 16 * half;
+                    let bias = elements(PAIRS, tile.bias, place, masks[panel][half]);
+                    for i in 0..N {
+                        sums[i][panel][half] = _mm512_add_ps(sums[i][panel][half], bias);
+                    }
+                }
+            }
+        }
+        if !tile.residual.is_null() {
+            for i in 0..N {
+                for panel in 0..PANELS {
+                    for half in 0..2 {
+                        let place = i * tile.residual_stride + 32 * panel + 16 * half;
+                        let residual = elements(
+                            PAIRS && tile.rounded,
+                            tile.residual,
+                            place,
+                            masks[panel][half],
+                        );
+                        sums[i][panel][half] = _mm512_add_ps(sums[i][panel][half], residual);
+                    }
+                }
+            }
+        }
         for i in 0..N {
             for panel in 0..PANELS {
                 for half in 0..2 {
@@ -211,6 +241,23 @@ unsafe fn step<const PAIRS: bool>(sums: __m512, left: __m512i, right: __m512i) -
     }
 }
 
+/// Elements from `place` on, bfloat16 where `narrow` and float32 elsewhere, zero outside the mask.
+///
+/// # Safety
+/// The machine has AVX-512 F, BW and VL, and the mask's elements are readable.
+#[inline(always)]
+unsafe fn elements(narrow: bool, from: *const u8, place: usize, mask: __mmask16) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if narrow {
+            let words = widened(mask, from.wrapping_add(2 * place));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        } else {
+            _mm512_maskz_loadu_ps(mask, from.wrapping_add(4 * place).cast())
+        }
+    }
+}
+
 /// A mask of the first `count` of 16 lanes, or of all.
 #[inline(always)]
 fn first(count: usize) -> __mmask16 {
@@ -234,7 +281,7 @@ pub(super) unsafe fn lines<const WIDTH: usize>(
     assert!(
         (start * word.elements() + words.len() / WIDTH * word.elements()) < k + word.elements()
     );
-    let (origin, row) = address(x, columns.start);
+    let (origin, row) = (address(x, 0, columns.start), x.row_stride() * x.dtype().size());
     let (mut element, mut to) = (start * word.elements(), words.as_mut_ptr());
     for _ in 0..words.len() / WIDTH {
         // SAFETY: the rows exist, and the masks keep loads inside them and stores inside the line.
@@ -281,7 +328,8 @@ pub(super) unsafe fn rows<const ROW: usize>(
 ) {
     let k = x.dim(1);
     assert!(rows.end <= x.dim(0) && block.end <= word.count(k));
-    let (origin, row_bytes) = address(x, block.start * word.elements());
+    let origin = address(x, 0, block.start * word.elements());
+    let row_bytes = x.row_stride() * x.dtype().size();
     let left = k - block.start * word.elements();
     for (index, row) in rows.enumerate() {
         for w in (0..block.len()).step_by(16) {
@@ -331,16 +379,6 @@ unsafe fn sixteen_words(
 /// Rows that a packer asks for ahead of their use.
 const AHEAD: usize = 16;
 
-/// The address of a matrix's first row at a column, and the bytes from one row to the next.
-fn address(x: View<'_>, column: usize) -> (*const u8, usize) {
-    let size = x.dtype().size();
-    let start = match x.dtype() {
-        DType::BF16 => x.as_ptr::<bf16>().cast::<u8>(),
-        _ => x.as_ptr::<f32>().cast::<u8>(),
-    };
-    (start.wrapping_add(column * size), x.row_stride() * size)
-}
-
 /// Sixteen 16-bit values at most, each in the low half of a word.
 ///
 /// # Safety
@@ -365,7 +403,8 @@ pub(super) unsafe fn panel_of_columns(
     start: usize,
 ) {
     let (n, k) = (b.dim(0), b.dim(1));
-    let (origin, row_bytes) = address(b, start * word.elements());
+    let origin = address(b, 0, start * word.elements());
+    let row_bytes = b.row_stride() * b.dtype().size();
     let left = k - start * word.elements();
     let words = panel.len() / PANEL;
     for w in (0..words).step_by(16) {

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use prime_runtime::{DType, Element, Result, SharedMut, View, ViewMut, bf16};
 
-use super::pack::{self, Ahead};
+use super::pack::{self, Ahead, address};
 use super::{Activation, Epilogue, portable};
 use crate::simd::{Level, multiversion};
 use crate::{math, parallel, scratch};
@@ -105,6 +105,11 @@ pub(super) struct Tile {
     /// Sums to continue; null to start from 0.
     pub(super) start: *const f32,
     pub(super) start_stride: usize,
+    /// Added to every row of the sums where not null, in the dtype of A; only kernels for AVX-512 do it.
+    pub(super) bias: *const u8,
+    /// Added to the sums where not null, in the dtype of `end`; as above.
+    pub(super) residual: *const u8,
+    pub(super) residual_stride: usize,
     /// float32, or bfloat16 where `rounded`.
     pub(super) end: *mut u8,
     /// In elements.
@@ -184,7 +189,10 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
         out.as_mut_ptr::<f32>().cast::<u8>()
     };
     let Epilogue { bias, activation, residual } = product.epilogue;
-    let bare = bias.is_none() && residual.is_none() && activation == Activation::Identity;
+    // Kernels for AVX-512 add in the words' own dtype, and round pairs.
+    let own = word == Word::Pair || product.a.dtype() == DType::F32;
+    let bare = bias.is_none() && residual.is_none() && !rounded;
+    let plain = activation == Activation::Identity && (bare || own && level >= Level::Avx512);
     let job = Job {
         level,
         word,
@@ -196,7 +204,7 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
         stride,
         rounded,
         out: out.shared(),
-        plain: bare && (!rounded || word == Word::Pair),
+        plain,
     };
     match product.right {
         Right::Packed { words, .. } => job.run(Panels::Packed(words)),
@@ -247,7 +255,7 @@ struct Job<'a> {
     stride: usize,
     rounded: bool,
     out: SharedMut<'a>,
-    /// The kernel can write C by itself.
+    /// The kernel does all that happens to a sum.
     plain: bool,
 }
 
@@ -412,12 +420,24 @@ impl Job<'_> {
             (true, true) => (place, self.stride, self.rounded),
             (true, false) => (finished.cast::<u8>(), finished_stride, false),
         };
+        let (mut bias, mut residual, mut residual_stride) = (std::ptr::null(), std::ptr::null(), 0);
+        if stage.last && self.plain {
+            let epilogue = &self.product.epilogue;
+            bias = epilogue.bias.map_or(bias, |bias| address(bias, 0, columns.start));
+            if let Some(view) = epilogue.residual {
+                (residual, residual_stride) =
+                    (address(view, rows.start, columns.start), view.row_stride());
+            }
+        }
         run(&Tile {
             rows: rows.len(),
             columns: columns.len(),
             panel_stride: stage.panel_stride,
             start,
             start_stride,
+            bias,
+            residual,
+            residual_stride,
             end,
             end_stride,
             rounded,

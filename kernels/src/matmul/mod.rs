@@ -300,6 +300,9 @@ fn check_rest(
     if let Some(bias) = epilogue.bias {
         dims.bind("bias", bias.dims(), ["n"])?;
         same_dtype(operation, "bias", bias, a.dtype())?;
+        if !bias.is_contiguous() {
+            return dims.fail("the values of `bias` are spread out, expected no gaps".into());
+        }
     }
     if let Some(residual) = epilogue.residual {
         dims.bind("residual", residual.dims(), ["m", "n"])?;

@@ -97,6 +97,15 @@ pub(super) unsafe fn strip(
     }
 }
 
+/// The address of an element.
+pub(super) fn address(x: View<'_>, row: usize, column: usize) -> *const u8 {
+    let start = match x.dtype() {
+        DType::BF16 => x.as_ptr::<bf16>().cast::<u8>(),
+        _ => x.as_ptr::<f32>().cast::<u8>(),
+    };
+    start.wrapping_add((row * x.row_stride() + column) * x.dtype().size())
+}
+
 /// The cache lines that [`strip`] will read for the next strip. The kernel asks for one every few words, so that they are on
 /// their way while it computes.
 pub(super) struct Ahead {
@@ -121,11 +130,7 @@ impl Ahead {
         let size = a.dtype().size();
         let terms = block.start * word.elements()..block.end * word.elements();
         let (lines, columns) = if transposed { (terms, rows) } else { (rows, terms) };
-        let start = match a.dtype() {
-            DType::BF16 => a.as_ptr::<bf16>().cast::<u8>(),
-            _ => a.as_ptr::<f32>().cast::<u8>(),
-        };
-        let at = start.wrapping_add((lines.start * a.row_stride() + columns.start) * size);
+        let at = address(a, lines.start, columns.start);
         // A row may begin anywhere in its first cache line.
         let begin = at as usize % 64;
         let width = (begin + columns.len() * size).next_multiple_of(64).max(64);
