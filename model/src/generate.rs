@@ -259,7 +259,31 @@ impl Generator {
         &mut self,
         requests: &[Request],
         stop: &[u32],
+        progress: impl FnMut(usize),
+    ) -> Result<Vec<Completion>> {
+        self.run(requests, stop, progress, &mut |_, _| true)
+    }
+
+    /// As [`Generator::generate`]; `watch` sees each token when it is drawn, with the index of its request, and says whether the sample
+    /// goes on. A sample that does not has reached its length.
+    ///
+    /// # Errors
+    /// As [`Generator::generate`].
+    pub fn generate_watched(
+        &mut self,
+        requests: &[Request],
+        stop: &[u32],
+        watch: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Completion>> {
+        self.run(requests, stop, |_| (), watch)
+    }
+
+    fn run(
+        &mut self,
+        requests: &[Request],
+        stop: &[u32],
         mut progress: impl FnMut(usize),
+        watch: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Completion>> {
         for (i, request) in requests.iter().enumerate() {
             self.check(i, request)?;
@@ -274,7 +298,7 @@ impl Generator {
             self.admit(requests, &mut waiting);
             self.forward()?;
             let before = finished;
-            finished += self.collect(requests, stop, &mut completions);
+            finished += self.collect(requests, stop, watch, &mut completions);
             if finished > before {
                 progress(finished);
             }
@@ -417,6 +441,7 @@ impl Generator {
         &mut self,
         requests: &[Request],
         stop: &[u32],
+        watch: &mut dyn FnMut(usize, u32) -> bool,
         completions: &mut [Option<Completion>],
     ) -> usize {
         let count = self.step.drawn_slots.len();
@@ -434,7 +459,8 @@ impl Generator {
             active.drawn.log_probs.push(log_probs.as_slice::<f32>()[row]);
             active.drawn.entropy.push(entropy.as_slice::<f32>()[row]);
             let drawn = active.drawn.tokens.len();
-            let full = drawn >= requests[active.request].max_new_tokens
+            let full = !watch(active.request, token)
+                || drawn >= requests[active.request].max_new_tokens
                 || active.prompt.len() + drawn >= self.limits.positions;
             let stopped = stop.contains(&token);
             if stopped || full {

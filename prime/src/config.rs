@@ -377,26 +377,43 @@ impl Config {
         self.sft.optimizer.check("sft")?;
         self.prm.optimizer.check("prm")?;
         self.policy.optimizer.check("policy")?;
-        let positive = [
-            ("sft.batch_size", self.sft.batch_size),
-            ("rollout.prompts", self.rollout.prompts),
-            ("rollout.max_new_tokens", self.rollout.max_new_tokens),
-            ("rollout.max_prompt_tokens", self.rollout.max_prompt_tokens),
-            ("rollout.slots", self.rollout.slots),
-            ("filter.groups", self.filter.groups),
-            ("filter.oversample", self.filter.oversample),
-            ("filter.max_rounds", self.filter.max_rounds),
-            ("prm.minibatches", self.prm.minibatches),
-            ("prm.epochs", self.prm.epochs),
-            ("policy.minibatches", self.policy.minibatches),
-            ("policy.epochs", self.policy.epochs),
-            ("train.micro_batch_tokens", self.train.micro_batch_tokens),
-            ("eval.problems", self.eval.problems),
-            ("eval.samples", self.eval.samples),
+        // Generous, and small enough that no size computed from them overflows.
+        const MANY: usize = 1 << 24;
+        let counts = [
+            ("sft.batch_size", self.sft.batch_size, MANY),
+            ("rollout.prompts", self.rollout.prompts, MANY),
+            ("rollout.samples", self.rollout.samples, 1 << 16),
+            ("rollout.max_new_tokens", self.rollout.max_new_tokens, 1 << 20),
+            ("rollout.max_prompt_tokens", self.rollout.max_prompt_tokens, 1 << 20),
+            ("rollout.slots", self.rollout.slots, 1 << 14),
+            ("rollout.pass_tokens", self.rollout.pass_tokens, 1 << 22),
+            ("filter.groups", self.filter.groups, MANY),
+            ("filter.oversample", self.filter.oversample, 1 << 16),
+            ("filter.max_rounds", self.filter.max_rounds, MANY),
+            ("prm.minibatches", self.prm.minibatches, 1 << 16),
+            ("prm.epochs", self.prm.epochs, 1 << 16),
+            ("policy.minibatches", self.policy.minibatches, 1 << 16),
+            ("policy.epochs", self.policy.epochs, 1 << 16),
+            ("train.micro_batch_tokens", self.train.micro_batch_tokens, 1 << 22),
+            ("eval.problems", self.eval.problems, MANY),
+            ("eval.samples", self.eval.samples, 1 << 16),
         ];
-        for (name, value) in positive {
-            ensure!(value > 0, "{name} is 0, expected at least 1");
+        for (name, value, most) in counts {
+            ensure!((1..=most).contains(&value), "{name} is {value}, expected 1 to {most}");
         }
+        let steps = [
+            ("sft.steps", self.sft.steps),
+            ("sft.warmup", self.sft.optimizer.warmup),
+            ("prm.warmup", self.prm.optimizer.warmup),
+            ("prm.warmup_batches", self.prm.warmup_batches),
+            ("policy.warmup", self.policy.optimizer.warmup),
+            ("train.steps", self.train.steps),
+            ("train.save_every", self.train.save_every),
+        ];
+        for (name, value) in steps {
+            ensure!(value <= 1 << 30, "{name} is {value}, expected at most {}", 1 << 30);
+        }
+        ensure!(self.threads <= 1024, "threads is {}, expected 0 to 1024", self.threads);
         ensure!(
             self.rollout.samples >= 2,
             "rollout.samples is {}, expected at least 2: each sample is compared with the others of its prompt",
@@ -609,6 +626,10 @@ mod tests {
         );
         assert!(message("", &["filter.lower=2"]).contains("filter.lower is 2, expected 0 to 1"));
         assert!(message("", &["rollout.samples=1"]).contains("expected at least 2"));
+        assert!(
+            message("", &["rollout.slots=0"]).contains("rollout.slots is 0, expected 1 to 16384")
+        );
+        assert!(message("", &["train.steps=9223372036854775807"]).contains("train.steps is 9"));
         assert!(message("", &["policy.learning_rate=nan"]).contains("policy.learning_rate is NaN"));
         assert!(message("", &["advantage.form=ppo"]).contains("paper, prime-repo, verl"));
         assert!(message("seed = ", &[]).contains("line 1"));

@@ -3,6 +3,7 @@
 //! [`trainer`] is the life of a step, each arrow of it a function of [`step`]; [`run`] is a whole run, from SFT to the
 //! final table.
 
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod evaluate;
@@ -11,6 +12,7 @@ pub mod metrics;
 pub mod prompts;
 pub mod replay;
 pub mod run;
+pub mod score;
 pub mod setup;
 pub mod sft;
 pub mod step;

@@ -1,2 +1,5 @@
 //! The `prime` program.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    prime::cli::main()
+}

@@ -78,7 +78,7 @@ pub fn base_model(config: &Config, prompts: &Prompts) -> Result<Model> {
 }
 
 /// The configuration of a new model.
-fn new_config(config: &Config, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+pub(crate) fn new_config(config: &Config, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     let shape = &config.model;
     let architectures = Architecture::ALL.map(|architecture| architecture.model_type());
     let Some(architecture) = Architecture::ALL

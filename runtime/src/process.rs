@@ -18,3 +18,98 @@ pub fn peak_memory_bytes() -> u64 {
     #[cfg(not(unix))]
     0
 }
+
+/// Memory of this machine, or of the container that holds this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySize {
+    /// All of it, in bytes.
+    pub total: u64,
+    /// What a program could still take.
+    pub available: u64,
+}
+
+/// How much memory there is; none where the system does not say.
+pub fn memory() -> Option<MemorySize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let machine = MemorySize {
+        total: meminfo(&text, "MemTotal")?,
+        available: meminfo(&text, "MemAvailable")?,
+    };
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    // A container without a limit says "max", which is no number.
+    let (limit, used) =
+        (number("/sys/fs/cgroup/memory.max"), number("/sys/fs/cgroup/memory.current"));
+    Some(match (limit, used) {
+        (Some(limit), Some(used)) if limit < machine.total => MemorySize {
+            total: limit,
+            available: limit.saturating_sub(used).min(machine.available),
+        },
+        _ => machine,
+    })
+}
+
+/// A line of `/proc/meminfo`, in bytes.
+fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Bytes that this process may still write to the disk that holds `path`; none where the system does not say.
+pub fn free_disk(path: &std::path::Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+        // SAFETY: `statvfs` reads a string that ends with a zero byte and fills the zeroed struct it is given.
+        let disk = unsafe {
+            let mut disk: libc::statvfs = std::mem::zeroed();
+            if libc::statvfs(path.as_ptr(), &mut disk) != 0 {
+                return None;
+            }
+            disk
+        };
+        // The fields' types differ between systems.
+        #[allow(clippy::unnecessary_cast)]
+        Some(disk.f_bavail as u64 * disk.f_frsize as u64)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
+    }
+}
+
+/// What the processor calls itself; none where the system does not say.
+pub fn processor_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.trim_start_matches([' ', '\t', ':']).trim().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_meminfo_is_read_by_its_whole_name() {
+        let text = "MemTotalX:  1 kB\nMemTotal:       2048 kB\nMemFree: 7\n";
+        assert_eq!(meminfo(text, "MemTotal"), Some(2048 << 10));
+        assert_eq!(meminfo(text, "MemFree"), None);
+        assert_eq!(meminfo(text, "MemAvailable"), None);
+    }
+
+    #[test]
+    fn the_disk_of_a_folder_that_is_not_there_is_unknown() {
+        assert_eq!(free_disk(std::path::Path::new("/no/such/folder")), None);
+        if cfg!(unix) {
+            assert!(free_disk(std::path::Path::new(".")).is_some());
+        }
+    }
+
+    #[test]
+    fn no_more_memory_is_available_than_there_is() {
+        if let Some(memory) = memory() {
+            assert!(memory.available <= memory.total && memory.total > 0);
+        }
+    }
+}

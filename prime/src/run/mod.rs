@@ -2,7 +2,7 @@
 
 pub mod folder;
 pub mod interrupt;
-mod progress;
+pub(crate) mod progress;
 mod table;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,186 @@
+//! The `prime` program: its commands, their exit codes, and how failures are said.
+//!
+//! One file a command; [`files`] and [`models`] are what they share.
+
+mod doctor;
+mod eval;
+mod files;
+mod generate;
+mod grade;
+mod measure;
+mod models;
+mod plan;
+mod replay;
+mod score;
+mod sft;
+mod train;
+mod values;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+/// Trains language models to reason by PRIME: reinforcement learning on outcomes, with process rewards that an
+/// implicit reward model learns from the same outcomes.
+#[derive(Parser)]
+#[command(name = "prime", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "\
+A first session:
+  prime doctor                        what this machine offers, and how fast it is
+  prime plan                          what the default run takes: memory, work, time
+  prime train --out runs/first        a model from nothing: SFT, PRIME, a table of the gain
+  prime eval --model runs/first       that model on held-out problems, with intervals
+  prime generate --model runs/first --prompt '(9-8)*5+9-3:'
+  prime replay --input runs/first/rollouts/prime-000001.jsonl --output - --form verl
+                                      a recorded step under other settings
+
+Each command's --help explains it, with examples. Exit codes: 0 done, 1 failed or stopped, 2 misuse.")]
+struct Cli {
+    /// Cores to use; 0 takes all [default: the configuration's `threads`, or all]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    threads: Option<u16>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Train(train::TrainArgs),
+    Sft(sft::SftArgs),
+    Eval(eval::EvalArgs),
+    Generate(generate::GenerateArgs),
+    Score(score::ScoreArgs),
+    Grade(grade::GradeArgs),
+    Replay(replay::ReplayArgs),
+    Plan(plan::PlanArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Why a command ended without success.
+enum Failure {
+    /// What was asked for makes no sense: exit code 2.
+    Misuse(anyhow::Error),
+    /// It could not be done: exit code 1.
+    Failed(anyhow::Error),
+    /// It was asked to stop, and says where it stands: exit code 1.
+    Stopped(String),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Failed(error.into())
+    }
+}
+
+/// Marks an error as the caller's.
+fn misuse(error: impl Into<anyhow::Error>) -> Failure {
+    Failure::Misuse(error.into())
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload();
+        let message = payload.downcast_ref::<&str>().copied();
+        let message = message.or(payload.downcast_ref::<String>().map(String::as_str));
+        let message = message.unwrap_or("no message");
+        let place = panic.location().map(|place| format!(" at {place}")).unwrap_or_default();
+        say(&format!(
+            "error: this is a fault in prime itself ({message}{place}); please report it with the command that caused it"
+        ));
+    }));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output, misuse to standard error; a reader that has gone is neither's fault.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code().clamp(0, 2) as u8);
+        }
+    };
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(cli)));
+    match done {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(Failure::Misuse(error))) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::from(2)
+        }
+        // Whoever read our output has seen enough.
+        Ok(Err(Failure::Failed(error))) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Ok(Err(Failure::Failed(error))) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::from(1)
+        }
+        Ok(Err(Failure::Stopped(sentence))) => {
+            say(&sentence);
+            ExitCode::from(1)
+        }
+        Err(_) => ExitCode::from(1),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let threads = cli.threads.map(usize::from);
+    match cli.command {
+        Command::Train(args) => train::run(args, threads),
+        Command::Sft(args) => sft::run(args, threads),
+        Command::Eval(args) => eval::run(args, threads),
+        Command::Generate(args) => in_pool(threads, || generate::run(&args)),
+        Command::Score(args) => in_pool(threads, || score::run(&args)),
+        Command::Grade(args) => grade::run(&args),
+        Command::Replay(args) => in_pool(threads, || replay::run(&args)),
+        Command::Plan(args) => plan::run(args, threads),
+        Command::Doctor(args) => in_pool(threads, || doctor::run(&args)),
+    }
+}
+
+/// Runs a command inside the pool that every kernel shares, so that none of them has to enter it from outside.
+fn in_pool<T: Send>(
+    threads: Option<usize>,
+    work: impl FnOnce() -> Result<T, Failure> + Send,
+) -> Result<T, Failure> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.unwrap_or(0))
+        .stack_size(8 << 20)
+        .build_global()
+        .context("the threads cannot be started")?;
+    rayon::scope(|_| work())
+}
+
+/// A sentence for the person who watches. There is nobody to tell when it cannot be written.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_shows_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            let help = sub.clone().render_long_help().to_string();
+            assert!(help.contains("Example"), "{}", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_told_apart_from_other_failures() {
+        let error = |kind| anyhow::Error::new(std::io::Error::from(kind)).context("the output");
+        assert!(is_broken_pipe(&error(std::io::ErrorKind::BrokenPipe)));
+        assert!(!is_broken_pipe(&error(std::io::ErrorKind::StorageFull)));
+    }
+}

@@ -1,0 +1,244 @@
+//! `prime score`: log-probabilities, entropies and implicit process rewards of given text.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use prime_model::Tokenizer;
+use prime_runtime::DType;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::files::{Line, Lines, Output, at_line};
+use super::values::{self, Precision};
+use super::{Failure, models};
+use crate::graders::text_field;
+use crate::score::{PASS_TOKENS, Scorer, Scores, Sequence};
+
+/// Score given text: log-probability of every token, entropy, and implicit process rewards
+///
+/// Reads JSON Lines and writes each line with what was computed for it; its own fields stay as they are.
+///
+/// A line {"text"} is scored as a text: `token_ids` are its tokens, `log_probs` those of every token after the first, and `entropy` that
+/// of the distribution after every token, the last included (nats).
+///
+/// A line {"prompt", "response"} is scored as a response: the two are tokenised apart and joined. `token_ids` are the tokens of both,
+/// `log_probs` and `entropy` belong to the response's tokens.
+///
+/// With --prm, `process_rewards` are beta * (log-probability under the PRM - log-probability under the reference) of each scored
+/// token, and `outcome_probability` is the sigmoid of their sum: how likely the PRM holds the response to be right.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  echo '{\"text\": \"12 + 7 = 19\"}' | prime score --model DIR --input - --output -
+  prime score --model DIR --input solutions.jsonl --output scored.jsonl
+  prime score --model DIR --prm PRM --ref SFT --beta 0.05 --input solutions.jsonl --output -")]
+pub(super) struct ScoreArgs {
+    /// Model folder (Hugging Face: config.json, safetensors, tokenizer.json), or a run's, whose newest policy is taken
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Model folder of an implicit process reward model with the same tokenizer
+    #[arg(long, value_name = "DIR")]
+    prm: Option<PathBuf>,
+    /// Model folder of the PRM's reference [default: --model]
+    #[arg(long = "ref", value_name = "DIR", requires = "prm")]
+    reference: Option<PathBuf>,
+    /// Scale of the process rewards, as the PRM was trained with
+    #[arg(long, value_name = "F", default_value = "0.05", requires = "prm", allow_negative_numbers = true, value_parser = values::beta)]
+    beta: f64,
+    /// JSON Lines to score; - reads standard input
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Where to write; - writes to standard output. A file appears whole, or not at all
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// What the models compute in
+    #[arg(long, value_enum, default_value = "float32")]
+    dtype: Precision,
+    /// Temperature of --model's distribution; process rewards are always taken at 1
+    #[arg(long, value_name = "T", default_value = "1", allow_negative_numbers = true, value_parser = values::positive_temperature)]
+    temperature: f32,
+}
+
+/// The fields that a line gets; older values of these names are replaced.
+const ADDED: [&str; 5] =
+    ["token_ids", "log_probs", "entropy", "process_rewards", "outcome_probability"];
+
+#[derive(Serialize)]
+struct Scored<'a> {
+    #[serde(flatten)]
+    fields: &'a Map<String, Value>,
+    token_ids: &'a [u32],
+    log_probs: &'a [f32],
+    entropy: &'a [f32],
+    #[serde(flatten)]
+    reward: Option<Reward>,
+}
+
+#[derive(Serialize)]
+struct Reward {
+    process_rewards: Vec<f32>,
+    outcome_probability: f64,
+}
+
+/// The models of one call.
+struct Models {
+    tokenizer: Tokenizer,
+    policy: Scorer,
+    temperature: f32,
+    prm: Option<Prm>,
+}
+
+struct Prm {
+    scorer: Scorer,
+    /// None where --model is the reference.
+    reference: Option<Scorer>,
+    beta: f64,
+}
+
+pub(super) fn run(args: &ScoreArgs) -> Result<(), Failure> {
+    let mut lines = Lines::open(&args.input)?;
+    let mut output = Output::create(&args.output)?;
+    let mut models = Models::load(args)?;
+    loop {
+        let (mut batch, mut tokens) = (Vec::new(), 0);
+        while tokens < 2 * PASS_TOKENS {
+            let Some(line) = lines.next().transpose()? else { break };
+            let sequence = models.sequence(&line).with_context(|| at_line(line.number))?;
+            tokens += sequence.tokens.len();
+            batch.push((line, sequence));
+        }
+        if batch.is_empty() {
+            break;
+        }
+        models.score(batch, &mut output)?;
+    }
+    output.finish()?;
+    Ok(())
+}
+
+impl Models {
+    fn load(args: &ScoreArgs) -> Result<Models> {
+        let dtype: DType = args.dtype.dtype();
+        let folder = models::of_run_or_itself(&args.model)?;
+        let tokenizer = models::tokenizer(&folder)?;
+        let policy = Scorer::new(models::load(&folder, &tokenizer, dtype)?)?;
+        let other = |folder: &PathBuf| -> Result<Scorer> {
+            tokenizer.check_same(&models::tokenizer(folder)?)?;
+            Scorer::new(models::load(folder, &tokenizer, dtype)?)
+        };
+        let prm = match &args.prm {
+            None => None,
+            Some(prm) => Some(Prm {
+                scorer: other(prm)?,
+                reference: args.reference.as_ref().map(other).transpose()?,
+                beta: args.beta,
+            }),
+        };
+        Ok(Models { tokenizer, policy, temperature: args.temperature, prm })
+    }
+
+    /// What a line asks to score.
+    fn sequence(&self, line: &Line) -> Result<Sequence> {
+        let fields = &line.fields;
+        let has = |name: &str| fields.contains_key(name);
+        if has("text") && (has("prompt") || has("response")) {
+            bail!(
+                "the line has both `text` and `prompt` or `response`: give `text` alone, or `prompt` and `response`"
+            );
+        }
+        let sequence = if has("prompt") || has("response") {
+            let prompt = self.tokenizer.encode(&text_field(fields, "prompt")?, true)?;
+            ensure!(
+                !prompt.is_empty(),
+                "the prompt is empty: the response's first token needs something before it"
+            );
+            let response = self.tokenizer.encode(&text_field(fields, "response")?, false)?;
+            Sequence::response(prompt, &response)
+        } else {
+            let tokens = self.tokenizer.encode(&text_field(fields, "text")?, true)?;
+            ensure!(!tokens.is_empty(), "the text is empty: there is nothing to score");
+            Sequence::text(tokens)
+        };
+        let others = self.prm.iter().flat_map(|prm| [Some(&prm.scorer), prm.reference.as_ref()]);
+        for scorer in others.flatten().chain([&self.policy]) {
+            models::check_length(sequence.tokens.len(), &scorer.model().config)?;
+        }
+        Ok(sequence)
+    }
+
+    fn score(&mut self, batch: Vec<(Line, Sequence)>, output: &mut Output) -> Result<()> {
+        let (lines, sequences): (Vec<Line>, Vec<Sequence>) = batch.into_iter().unzip();
+        let scores = self.policy.score(&sequences, self.temperature)?;
+        let rewards = match &mut self.prm {
+            None => lines.iter().map(|_| None).collect(),
+            Some(prm) => {
+                let under_prm = prm.scorer.score(&sequences, 1.0)?;
+                let under_reference = match &mut prm.reference {
+                    Some(reference) => reference.score(&sequences, 1.0)?,
+                    None if self.temperature == 1.0 => scores.clone(),
+                    None => self.policy.score(&sequences, 1.0)?,
+                };
+                let pairs = under_prm.iter().zip(&under_reference);
+                pairs
+                    .map(|(prm_scores, reference)| Some(reward(prm_scores, reference, prm.beta)))
+                    .collect::<Vec<_>>()
+            }
+        };
+        for (((mut line, sequence), scores), reward) in
+            lines.into_iter().zip(&sequences).zip(&scores).zip(rewards)
+        {
+            check_finite(scores, reward.as_ref()).with_context(|| at_line(line.number))?;
+            for name in ADDED {
+                line.fields.shift_remove(name);
+            }
+            output.line(&Scored {
+                fields: &line.fields,
+                token_ids: &sequence.tokens,
+                log_probs: &scores.log_probs,
+                entropy: &scores.entropy,
+                reward,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The implicit process rewards of scored tokens, and what their sum says of the outcome.
+fn reward(prm: &Scores, reference: &Scores, beta: f64) -> Reward {
+    let rewards: Vec<f64> = prm
+        .log_probs
+        .iter()
+        .zip(&reference.log_probs)
+        .map(|(&prm, &reference)| beta * (f64::from(prm) - f64::from(reference)))
+        .collect();
+    let sum: f64 = rewards.iter().sum();
+    Reward {
+        process_rewards: rewards.iter().map(|&x| x as f32).collect(),
+        outcome_probability: 1.0 / (1.0 + (-sum).exp()),
+    }
+}
+
+fn check_finite(scores: &Scores, reward: Option<&Reward>) -> Result<()> {
+    let rewards = reward.map_or(&[][..], |reward| &reward.process_rewards);
+    let numbers = scores.log_probs.iter().chain(&scores.entropy).chain(rewards);
+    if let Some(number) = numbers.into_iter().find(|number| !number.is_finite()) {
+        bail!("a score is {number}: the weights of the model are not usable");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reward_is_the_scaled_log_ratio_and_its_sum_a_probability() {
+        let scores = |log_probs: &[f32]| Scores { log_probs: log_probs.to_vec(), entropy: vec![] };
+        let reward = reward(&scores(&[-1.0, -0.5]), &scores(&[-3.0, -1.0]), 2.0);
+        assert_eq!(reward.process_rewards, [4.0, 1.0]);
+        // sigmoid(5)
+        assert!((reward.outcome_probability - 0.993_307_149_075_715).abs() < 1e-15);
+        assert_eq!(super::reward(&scores(&[]), &scores(&[]), 2.0).outcome_probability, 0.5);
+    }
+}
