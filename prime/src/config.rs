@@ -10,6 +10,7 @@ use prime_model::{AdamWSettings, Decay, Schedule};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::graders::nearest;
 use crate::step::{Aggregation, Form, Granularity, ProcessNorm};
 use crate::tasks::{ArithmeticSettings, CountdownSettings, JsonlSettings};
 
@@ -550,28 +551,6 @@ fn set(table: &mut Table, text: &str) -> Result<()> {
     }
     merge(table, over, "")?;
     Ok(())
-}
-
-/// The known name closest to a mistyped one, if any is close.
-pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let best = known.map(|candidate| (edits(name, candidate), candidate)).min()?;
-    (best.0 <= 1 + name.chars().count() / 3).then_some(best.1)
-}
-
-/// Insertions, deletions and replacements from one word to another.
-fn edits(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &b) in to.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[to.len()]
 }
 
 #[cfg(test)]

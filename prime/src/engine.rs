@@ -1,13 +1,17 @@
 //! A model shape ready to score responses and to differentiate losses of them, in micro-batches over planned buffers.
 
 use std::ops::Range;
+use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use prime_model::{
     Activations, AdamW, Config as ModelConfig, Decoder, Gradients, Limits, Mode, Pack, Schedule,
     Weights,
 };
 use prime_runtime::{DType, Device, safetensors};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::config::OptimizerConfig;
 
@@ -243,8 +247,29 @@ impl Learner {
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn save_optimizer(path: &std::path::Path, learner: &Learner) -> Result<()> {
+pub fn save_optimizer(path: &Path, learner: &Learner) -> Result<()> {
     let tensors =
         learner.optimizer().tensors().map(|(name, view)| safetensors::Source::view(name, view));
     Ok(safetensors::write(path, tensors, &[])?)
+}
+
+/// Writes where a training stands into a checkpoint's `trainer` folder.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn save_state(folder: &Path, state: &impl Serialize) -> Result<()> {
+    let path = folder.join("trainer").join("state.json");
+    std::fs::write(&path, serde_json::to_string_pretty(state)?)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Reads what [`save_state`] wrote.
+///
+/// # Errors
+/// When the file is missing or of another version.
+pub fn load_state<T: DeserializeOwned>(folder: &Path) -> Result<T> {
+    let path = folder.join("trainer").join("state.json");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
 }

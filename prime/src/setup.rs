@@ -8,7 +8,8 @@ use prime_model::{
     Architecture, ChatTemplate, Config as ModelConfig, RopeScaling, Tokenizer, Weights,
 };
 
-use crate::config::{Config, TaskName, nearest};
+use crate::config::{Config, TaskName};
+use crate::graders::nearest;
 use crate::prompts::Prompts;
 use crate::tasks::{Arithmetic, Countdown, Jsonl, Task};
 use crate::trainer::Model;
@@ -85,7 +86,7 @@ pub(crate) fn new_config(config: &Config, tokenizer: &Tokenizer) -> Result<Model
         .into_iter()
         .find(|architecture| architecture.model_type() == shape.architecture)
     else {
-        let hint = nearest(&shape.architecture, architectures.into_iter())
+        let hint = nearest(&shape.architecture, architectures)
             .map(|near| format!("; did you mean \"{near}\"?"))
             .unwrap_or_default();
         bail!(

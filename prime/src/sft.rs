@@ -8,7 +8,9 @@ use prime_model::{Mode, Weights};
 use prime_runtime::process::peak_memory_bytes;
 
 use crate::config::Config;
-use crate::engine::{Engine, Learner, Sample, Scored, TokenGradients, save_optimizer};
+use crate::engine::{
+    Engine, Learner, Sample, Scored, TokenGradients, load_state, save_optimizer, save_state,
+};
 use crate::metrics::Metrics;
 use crate::prompts::{Demonstration, Prompts};
 use crate::trainer::Model;
@@ -134,9 +136,7 @@ impl Sft {
         std::fs::create_dir_all(&trainer)
             .with_context(|| format!("cannot create {}", trainer.display()))?;
         save_optimizer(&trainer.join("policy.safetensors"), &self.learner)?;
-        let path = trainer.join("state.json");
-        std::fs::write(&path, serde_json::to_string_pretty(&self.state)?)
-            .with_context(|| format!("cannot write {}", path.display()))
+        save_state(folder, &self.state)
     }
 
     /// Takes the training up where a checkpoint left it.
@@ -144,10 +144,7 @@ impl Sft {
     /// # Errors
     /// When the checkpoint is not one of this configuration.
     pub fn restore(&mut self, folder: &Path) -> Result<()> {
-        let path = folder.join("trainer").join("state.json");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        self.state = serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?;
+        self.state = load_state(folder)?;
         self.learner.weights =
             Weights::load(&folder.join("policy"), &self.model_config, self.config.dtype())?;
         self.learner

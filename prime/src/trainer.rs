@@ -13,7 +13,7 @@ use prime_runtime::process::peak_memory_bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, PrmUpdate, Reference, Refill};
-use crate::engine::{Engine, Learner};
+use crate::engine::{Engine, Learner, load_state, save_optimizer, save_state};
 use crate::metrics::Metrics;
 use crate::prompts::Prompts;
 use crate::step::filter::{self, Bounds, Counts};
@@ -474,15 +474,13 @@ impl Trainer {
         let trainer = folder.join("trainer");
         std::fs::create_dir_all(&trainer)
             .with_context(|| format!("cannot create {}", trainer.display()))?;
-        crate::engine::save_optimizer(&trainer.join("policy.safetensors"), &self.policy)?;
+        save_optimizer(&trainer.join("policy.safetensors"), &self.policy)?;
         if let Some(prm) = &self.prm {
             let config = prm.engine.as_ref().map_or(&self.model_config, Engine::config);
             self.prompts.save_model(&folder.join("prm"), config, &prm.learner.weights)?;
-            crate::engine::save_optimizer(&trainer.join("prm.safetensors"), &prm.learner)?;
+            save_optimizer(&trainer.join("prm.safetensors"), &prm.learner)?;
         }
-        let path = trainer.join("state.json");
-        std::fs::write(&path, serde_json::to_string_pretty(&self.state)?)
-            .with_context(|| format!("cannot write {}", path.display()))
+        save_state(folder, &self.state)
     }
 
     /// Takes up the run where a checkpoint left it.
@@ -490,10 +488,7 @@ impl Trainer {
     /// # Errors
     /// When the checkpoint is not one of this configuration.
     pub fn restore(&mut self, folder: &Path) -> Result<()> {
-        let path = folder.join("trainer").join("state.json");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        self.state = serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?;
+        self.state = load_state(folder)?;
         let dtype = self.config.dtype();
         self.policy.weights = Weights::load(&folder.join("policy"), &self.model_config, dtype)?;
         let moments = folder.join("trainer").join("policy.safetensors");

@@ -1,5 +1,6 @@
 //! What a replay computes with, and how settings are written on the command line.
 
+use crate::graders::nearest;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use prime_kernels::policy_loss::Clip;
 
@@ -115,11 +116,13 @@ impl ReplaySettings {
                     value.parse().map_err(|_| anyhow!("{key}: `{value}` is not a whole number"))?,
                 );
             }
-            _ => bail!(
-                "unknown setting `{key}`: the nearest is `{}`; all are {}",
-                nearest(key),
-                KEYS.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ")
-            ),
+            _ => {
+                let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
+                let hint = nearest(key, known.iter().copied())
+                    .map(|near| format!(": did you mean `{near}`?"))
+                    .unwrap_or_default();
+                bail!("there is no setting `{key}`{hint} All are {}", known.join(", "))
+            }
         }
         changed.check()?;
         *self = changed;
@@ -169,24 +172,6 @@ fn number(key: &str, value: &str) -> Result<f64> {
     Ok(number)
 }
 
-/// The known key with the fewest insertions, deletions and substitutions from `key`.
-fn nearest(key: &str) -> &'static str {
-    let distance = |known: &str| {
-        let mut row: Vec<usize> = (0..=known.len()).collect();
-        for (i, a) in key.bytes().enumerate() {
-            let mut diagonal = row[0];
-            row[0] = i + 1;
-            for (j, b) in known.bytes().enumerate() {
-                let substituted = diagonal + usize::from(a != b);
-                diagonal = row[j + 1];
-                row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-            }
-        }
-        row[known.len()]
-    };
-    KEYS.iter().map(|(known, _)| *known).min_by_key(|known| distance(known)).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,7 +199,7 @@ mod tests {
 
         let before = settings.clone();
         let mut refused = |assignment: &str| settings.set(assignment).unwrap_err().to_string();
-        assert!(refused("process_gama=1").contains("the nearest is `process_gamma`"));
+        assert!(refused("process_gama=1").contains("did you mean `process_gamma`?"));
         assert_eq!(refused("beta"), "`beta` is not a setting; write key=value");
         assert_eq!(refused("beta=x"), "beta: `x` is not a number");
         assert!(refused("beta=0").contains("beta is 0"));

@@ -4,16 +4,18 @@
 //! tokens. The kernels and their reduction orders are those of training, so the log-probability that a sample is reported with is the one
 //! that [`crate::Decoder::forward`] computes for it, bit for bit, whatever else was in the batch.
 
+mod pass;
+
 use std::sync::Arc;
 
-use prime_kernels::attention;
-use prime_kernels::matmul::{self, Epilogue, Layout as Product, Packed};
-use prime_kernels::sample;
-use prime_kernels::{embedding, gather, rms_norm, rope, swiglu};
-use prime_runtime::{DType, Device, Plan, Tensor, View, ViewMut};
+use prime_kernels::matmul::{Layout as Product, Packed};
+use prime_kernels::{embedding, gather, rms_norm, sample};
+use prime_runtime::{DType, Device, Tensor, View};
 
-use crate::decoder::{Sizes, attention_scale, bias, norm_heads};
+use crate::decoder::Sizes;
 use crate::{Config, Error, Layout, Result, Weights, rope_tables};
+
+use pass::{Buffers, PackedLayer, Step, copy_rows, layer_forward, plan_buffers};
 
 /// How a sample is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,65 +89,12 @@ pub struct GenerationLimits {
     pub step_tokens: usize,
 }
 
-struct PackedLayer {
-    qkv: Packed,
-    output: Packed,
-    gate_up: Packed,
-    down: Packed,
-}
-
 /// A sequence under way.
 struct Active {
     request: usize,
     prompt: Arc<[u32]>,
     cached: usize,
     drawn: Completion,
-}
-
-/// Buffers of a step, for `step_tokens` tokens and `slots` drawn rows.
-struct Buffers {
-    stream: Tensor,
-    middle: Tensor,
-    normed: Tensor,
-    rstd: Tensor,
-    qkv: Tensor,
-    qk: Option<Tensor>,
-    head_rstd: Tensor,
-    attended: Tensor,
-    gate_up: Tensor,
-    activated: Tensor,
-    picked: Tensor,
-    picked_normed: Tensor,
-    tokens: Tensor,
-    log_probs: Tensor,
-    entropy: Tensor,
-}
-
-/// Lists that describe one step's ragged batch.
-#[derive(Default)]
-struct Step {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    cache_rows: Vec<u32>,
-    spans: Vec<u32>,
-    picked: Vec<u32>,
-    drawn_slots: Vec<usize>,
-    rows: Vec<sample::Row>,
-}
-
-impl Step {
-    fn clear(&mut self) {
-        let lists = [
-            &mut self.tokens,
-            &mut self.positions,
-            &mut self.cache_rows,
-            &mut self.spans,
-            &mut self.picked,
-        ];
-        lists.into_iter().for_each(Vec::clear);
-        self.drawn_slots.clear();
-        self.rows.clear();
-    }
 }
 
 /// A model ready to generate: packed weights, caches and buffers.
@@ -523,194 +472,5 @@ impl Generator {
             &step.rows,
         )?;
         Ok(())
-    }
-}
-
-#[allow(clippy::too_many_arguments)]
-fn layer_forward(
-    config: &Config,
-    weights: &Weights,
-    index: usize,
-    packed: &PackedLayer,
-    step: &Step,
-    (cos, sin): (&Tensor, &Tensor),
-    (keys, values): (&mut Tensor, &mut Tensor),
-    sizes: Sizes,
-    buffers: &mut Buffers,
-) -> Result<()> {
-    let layer = &weights.layout().layers[index];
-    let tokens = sizes.tokens;
-    let epsilon = config.rms_norm_eps;
-    let normed =
-        |out: &mut Tensor, rstd: &mut Tensor, x: &Tensor, weight: &std::ops::Range<usize>| {
-            let weight = weights.view(weight, &[sizes.hidden]);
-            rms_norm::forward(
-                out.head_mut(tokens),
-                rstd.head_mut(tokens),
-                x.head(tokens),
-                weight,
-                epsilon,
-            )
-        };
-    normed(&mut buffers.normed, &mut buffers.rstd, &buffers.stream, &layer.input_norm)?;
-    let epilogue = Epilogue { bias: bias(weights, layer.qkv_bias.as_ref()), ..Epilogue::default() };
-    matmul::forward_packed(
-        buffers.qkv.head_mut(tokens),
-        buffers.normed.head(tokens),
-        &packed.qkv,
-        epilogue,
-    )?;
-    let (q_end, k_end) = (sizes.q(), sizes.q() + sizes.kv());
-    let rotated = match &mut buffers.qk {
-        None => buffers.qkv.head_mut(tokens).split_at_column(k_end).0,
-        Some(qk) => {
-            let raw = buffers.qkv.head(tokens);
-            let (q, k) = qk.head_mut(tokens).split_at_column(q_end);
-            let rstd = &mut buffers.head_rstd;
-            let heads = |count: usize| [tokens, count];
-            let q_rstd = rstd.head_mut(tokens * sizes.heads).into_shape(&heads(sizes.heads));
-            norm_heads(
-                weights,
-                layer.q_norm.as_ref(),
-                sizes,
-                q,
-                q_rstd,
-                raw.columns(0..q_end),
-                epsilon,
-            )?;
-            let k_rstd = rstd.head_mut(tokens * sizes.kv_heads).into_shape(&heads(sizes.kv_heads));
-            norm_heads(
-                weights,
-                layer.k_norm.as_ref(),
-                sizes,
-                k,
-                k_rstd,
-                raw.columns(q_end..k_end),
-                epsilon,
-            )?;
-            qk.head_mut(tokens)
-        }
-    };
-    rope::forward(
-        sizes.as_heads_mut(rotated),
-        View::from_slice(&step.positions, &[tokens]),
-        cos.view(),
-        sin.view(),
-    )?;
-    let raw = buffers.qkv.head(tokens);
-    let rotated = buffers.qk.as_ref().map_or(raw, |qk| qk.head(tokens));
-    write_cache(keys.view_mut(), rotated.columns(q_end..k_end), &step.cache_rows);
-    write_cache(values.view_mut(), raw.columns(k_end..sizes.qkv()), &step.cache_rows);
-    attention::decode(
-        sizes.as_heads_mut(buffers.attended.head_mut(tokens)),
-        sizes.as_heads(rotated.columns(0..q_end)),
-        sizes.as_heads(keys.view()),
-        sizes.as_heads(values.view()),
-        View::from_slice(&step.spans, &[step.spans.len() / 4, 4]),
-        attention_scale(config),
-    )?;
-    let epilogue = Epilogue {
-        bias: bias(weights, layer.output_bias.as_ref()),
-        residual: Some(buffers.stream.head(tokens)),
-        ..Epilogue::default()
-    };
-    matmul::forward_packed(
-        buffers.middle.head_mut(tokens),
-        buffers.attended.head(tokens),
-        &packed.output,
-        epilogue,
-    )?;
-    normed(&mut buffers.normed, &mut buffers.rstd, &buffers.middle, &layer.post_norm)?;
-    let (gate_up, input) = (buffers.gate_up.head_mut(tokens), buffers.normed.head(tokens));
-    matmul::forward_packed(gate_up, input, &packed.gate_up, Epilogue::default())?;
-    swiglu::forward(buffers.activated.head_mut(tokens), buffers.gate_up.head(tokens))?;
-    let epilogue = Epilogue { residual: Some(buffers.middle.head(tokens)), ..Epilogue::default() };
-    matmul::forward_packed(
-        buffers.stream.head_mut(tokens),
-        buffers.activated.head(tokens),
-        &packed.down,
-        epilogue,
-    )?;
-    Ok(())
-}
-
-fn copy_rows<E: prime_runtime::Element>(cache: &mut Tensor, from: usize, to: usize, count: usize) {
-    let width = cache.dims()[1];
-    cache.as_mut_slice::<E>().copy_within(from * width..(from + count) * width, to * width);
-}
-
-/// Puts each new row where the cache keeps it.
-fn write_cache(mut cache: ViewMut<'_>, rows: View<'_>, places: &[u32]) {
-    fn write<E: prime_runtime::Element>(cache: &mut ViewMut<'_>, rows: View<'_>, places: &[u32]) {
-        for (i, &place) in places.iter().enumerate() {
-            cache.row_mut::<E>(place as usize).copy_from_slice(rows.row(i));
-        }
-    }
-    match rows.dtype() {
-        DType::BF16 => write::<prime_runtime::bf16>(&mut cache, rows, places),
-        _ => write::<f32>(&mut cache, rows, places),
-    }
-}
-
-fn plan_buffers(
-    config: &Config,
-    dtype: DType,
-    limits: GenerationLimits,
-) -> (Plan, Vec<prime_runtime::Slot>) {
-    let sizes = Sizes::new(config, limits.step_tokens);
-    let (tokens, drawn) = (("tokens", limits.step_tokens), ("drawn", limits.slots));
-    let hidden = ("hidden", sizes.hidden);
-    let mut plan = Plan::new();
-    let slots = [
-        ("stream", dtype, vec![tokens, hidden]),
-        ("middle", dtype, vec![tokens, hidden]),
-        ("normed", dtype, vec![tokens, hidden]),
-        ("rstd", DType::F32, vec![tokens]),
-        ("qkv", dtype, vec![tokens, ("qkv", sizes.qkv())]),
-        ("head_rstd", DType::F32, vec![("tokens x heads", limits.step_tokens * sizes.heads)]),
-        ("attended", dtype, vec![tokens, ("q", sizes.q())]),
-        ("gate_up", dtype, vec![tokens, ("gate_up", 2 * sizes.intermediate)]),
-        ("activated", dtype, vec![tokens, ("intermediate", sizes.intermediate)]),
-        ("picked", dtype, vec![drawn, hidden]),
-        ("picked_normed", dtype, vec![drawn, hidden]),
-        ("tokens", DType::U32, vec![drawn]),
-        ("log_probs", DType::F32, vec![drawn]),
-        ("entropy", DType::F32, vec![drawn]),
-        (
-            "qk",
-            dtype,
-            vec![
-                ("tokens", if config.qk_norm { limits.step_tokens } else { 0 }),
-                ("qk", sizes.q() + sizes.kv()),
-            ],
-        ),
-    ]
-    .map(|(name, dtype, dims)| plan.add(name, dtype, &dims));
-    (plan, slots.to_vec())
-}
-
-impl Buffers {
-    fn new(config: &Config, dtype: DType, limits: GenerationLimits) -> Result<Self> {
-        let (plan, slots) = plan_buffers(config, dtype, limits);
-        let mut memory = plan.allocate(Device::Cpu)?;
-        let mut slots = slots.into_iter();
-        let mut take = || memory.take(slots.next().expect("as many slots as fields"));
-        Ok(Buffers {
-            stream: take(),
-            middle: take(),
-            normed: take(),
-            rstd: take(),
-            qkv: take(),
-            head_rstd: take(),
-            attended: take(),
-            gate_up: take(),
-            activated: take(),
-            picked: take(),
-            picked_normed: take(),
-            tokens: take(),
-            log_probs: take(),
-            entropy: take(),
-            qk: config.qk_norm.then(take),
-        })
     }
 }
