@@ -1,1 +1,8 @@
-//! To come.
+//! The scripts around the project. There is nothing to compile here: they lie in the folders beside this file, and nothing that is
+//! built, run or tested needs them.
+//!
+//! - `peers/compare.py` runs this project and PyTorch in turn on the same work and prints the ratio of their speeds; `peers/rounds.py`,
+//!   `peers/train_step.py`, `peers/decode.py` and `peers/matmul.py` are PyTorch's side of it, `bench/examples/step.rs` is ours.
+//! - `peers/check_transformers.py` prints what transformers computes from a model folder, or compares two folders.
+//! - `peers/make_fixtures.py` writes the models of `tests/fixtures/models` and what transformers computes from them.
+//! - `fixtures/algorithm_small.py` writes `tests/fixtures/algorithm_small.json`: the algorithm in plain Python, apart from the Rust one.
