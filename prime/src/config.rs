@@ -352,7 +352,13 @@ impl Config {
         for text in overrides {
             set(&mut table, text).with_context(|| format!("--set {text}"))?;
         }
-        let config: Config = Value::Table(table).try_into().context("the configuration")?;
+        let config: Config = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+            let message = error.to_string().trim().replace('\n', " ");
+            let message = ["usize", "u64", "u32"].iter().fold(message, |message, kind| {
+                message.replace(&format!("expected {kind}"), "expected a whole number from 0")
+            });
+            anyhow::anyhow!("the configuration: {message}")
+        })?;
         config.check()?;
         Ok(config)
     }
@@ -604,6 +610,8 @@ mod tests {
                 .contains("`seed` is a string `\"x\"`, expected an integer")
         );
         assert!(message("", &["filter.lower=2"]).contains("filter.lower is 2, expected 0 to 1"));
+        let text = message("", &["rollout.slots=-1"]);
+        assert!(text.contains("`-1`, expected a whole number from 0 in `rollout.slots`"), "{text}");
         assert!(message("", &["rollout.samples=1"]).contains("expected at least 2"));
         assert!(
             message("", &["rollout.slots=0"]).contains("rollout.slots is 0, expected 1 to 16384")

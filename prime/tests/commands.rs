@@ -95,6 +95,7 @@ fn misuse_has_exit_code_2_and_a_sentence_that_helps() {
         (vec!["train", "--set", "policy.learning_rat=1"], "did you mean `learning_rate`?"),
         (vec!["train", "--set", "filter.lower=2"], "filter.lower is 2, expected 0 to 1"),
         (vec!["plan", "--set", "rollout.slots=99999999"], "rollout.slots is 99999999"),
+        (vec!["sft", "--set", "sft.steps=0"], "there is nothing to train"),
         (vec!["plan", "--set", "seed"], "expected section.key=value"),
         (vec!["plan", "--config", "/no/such/file.toml"], "cannot read /no/such/file.toml"),
         (vec!["plan", "--threads", "many"], "--threads"),

@@ -103,13 +103,13 @@ pub fn main() -> ExitCode {
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(Failure::Misuse(error))) => {
-            say(&format!("error: {error:#}"));
+            say(&format!("error: {}", sentence(&error)));
             ExitCode::from(2)
         }
         // Whoever read our output has seen enough.
         Ok(Err(Failure::Failed(error))) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Ok(Err(Failure::Failed(error))) => {
-            say(&format!("error: {error:#}"));
+            say(&format!("error: {}", sentence(&error)));
             ExitCode::from(1)
         }
         Ok(Err(Failure::Stopped(sentence))) => {
@@ -153,6 +153,22 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// An error and its causes, each said once: some say their own cause already.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        let cause = cause.trim_end();
+        if text.ends_with(cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(cause);
+    }
+    text
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
@@ -175,6 +191,13 @@ mod tests {
             let help = sub.clone().render_long_help().to_string();
             assert!(help.contains("Example"), "{}", sub.get_name());
         }
+    }
+
+    #[test]
+    fn a_cause_that_was_said_is_not_said_again() {
+        let cause = std::io::Error::other("the disk is full");
+        let error = anyhow::Error::new(cause).context("cannot write x: the disk is full");
+        assert_eq!(sentence(&error.context("line 3")), "line 3: cannot write x: the disk is full");
     }
 
     #[test]

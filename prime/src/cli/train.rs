@@ -104,6 +104,9 @@ pub(super) fn start(
         return resume(args, overrides, stages);
     }
     let config = args.settings.load(&overrides)?;
+    if matches!(stages, Stages::Sft) && config.sft.steps == 0 {
+        return Err(misuse(anyhow!("sft.steps is 0: there is nothing to train")));
+    }
     in_pool(Some(config.threads), || {
         // What is wrong with the task or the model is said before there is a folder.
         let outline = plan::Outline::of_run(&config)?;
