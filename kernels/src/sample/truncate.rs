@@ -44,23 +44,15 @@ pub(super) fn boundary(logits: &[f32], state: &State, row: &Row, ids: &mut [u32]
         kept = Some(k);
     }
     if row.top_p < 1.0 {
-        // Most likely entries that top-k left, or a head of all that is sure to hold enough.
-        let (count, total) = match kept {
-            Some(k) => (k, mass(logits, &ids[..k], state.max)),
-            None => {
-                // Entries less likely than (1 - top_p) / vocabulary sum to less than 1 - top_p. The slack is for the
-                // rounding of the sums and of the bound itself.
-                let (sum, max) = (f64::from(state.sum), f64::from(state.max));
-                let least = (1.0 - f64::from(row.top_p)) / logits.len() as f64 * sum;
-                let slack = 1e-3 + f64::from(f32::EPSILON) * max.abs();
-                let least = (max + least.ln() - slack) as f32;
-                (at_least(logits, least, ids), f64::from(state.sum))
-            }
+        let share = f64::from(row.top_p);
+        let nucleus = if kept.is_none() && logits.len() > BINS {
+            top_p(logits, state, share, ids)
+        } else {
+            let count = kept.unwrap_or_else(|| at_least(logits, f32::NEG_INFINITY, ids));
+            let target = share * mass(logits, &ids[..count], state.max);
+            reach(logits, &mut ids[..count], state.max, 0.0, target)
         };
-        let head = &mut ids[..count];
-        if let Some(nucleus) = top_p(logits, head, state.max, f64::from(row.top_p) * total) {
-            boundary = boundary.stricter(nucleus);
-        }
+        boundary = boundary.stricter(nucleus);
     }
     if row.min_p > 0.0 {
         let logit = (f64::from(state.max) + f64::from(row.min_p).ln()) as f32;
@@ -96,15 +88,63 @@ fn top_k(logits: &[f32], k: usize, ids: &mut [u32]) -> Boundary {
     Boundary { logit: logits[last as usize], last }
 }
 
-/// The boundary after the fewest of `head`, most likely first, whose masses sum to `target`; none if all do not.
-fn top_p(logits: &[f32], head: &mut [u32], max: f32, target: f64) -> Option<Boundary> {
-    let (mut low, mut high, mut before) = (0, head.len(), 0.0);
-    // The mass of `..low` is `before`, below the target; the entry looked for is in `low..high`, and the halves of that
-    // are put in order against each other, never within.
+/// The boundary after the fewest entries, most likely first, that hold this share of the whole mass.
+fn top_p(logits: &[f32], state: &State, share: f64, ids: &mut [u32]) -> Boundary {
+    // Entries less likely than (1 - share) / vocabulary hold less than 1 - share together: bins are laid over the logits
+    // above, and what lies below falls into the last.
+    let depth = (logits.len() as f64 / (1.0 - share) / f64::from(state.sum)).ln().max(1e-3);
+    let scale = (BINS as f64 / depth) as f32;
+    let mut bins = [0.0; BINS];
+    bin_masses(&mut bins, logits, state.max, scale);
+    let target = share * bins.iter().sum::<f64>();
+    let (mut bin, mut before) = (0, 0.0);
+    while bin + 1 < BINS && before + bins[bin] < target {
+        before += bins[bin];
+        bin += 1;
+    }
+    let mut count = 0;
+    for (id, &logit) in logits.iter().enumerate() {
+        // Written always and kept when counted: no branch to mispredict.
+        ids[count] = id as u32;
+        count += usize::from(bin_of(logit, state.max, scale) as usize == bin);
+    }
+    reach(logits, &mut ids[..count], state.max, before, target)
+}
+
+/// Bins of logits, the most likely first.
+const BINS: usize = 512;
+
+#[inline(always)]
+fn bin_of(logit: f32, max: f32, scale: f32) -> u32 {
+    ((max - logit) * scale).min((BINS - 1) as f32) as u32
+}
+
+multiversion! {
+    /// Adds the mass of every entry to its bin.
+    fn bin_masses(bins: &mut [f64; BINS], logits: &[f32], max: f32, scale: f32) {
+        const TILE: usize = 128;
+        let (mut exps, mut places) = ([0.0f32; TILE], [0u32; TILE]);
+        for tile in logits.chunks(TILE) {
+            for ((e, place), &logit) in exps.iter_mut().zip(&mut places).zip(tile) {
+                *e = exp_bounded(logit - max);
+                *place = bin_of(logit, max, scale);
+            }
+            for (&e, &place) in exps.iter().zip(&places).take(tile.len()) {
+                bins[place as usize] += f64::from(e);
+            }
+        }
+    }
+}
+
+/// The boundary after the fewest of `head`, most likely first, whose masses bring `before` to `target`; after all of them
+/// should rounding leave their sum below it.
+fn reach(logits: &[f32], head: &mut [u32], max: f32, mut before: f64, target: f64) -> Boundary {
+    let (mut low, mut high) = (0, head.len());
+    // `..low` brings the sum to `before`, below the target; the entry looked for is in `low..high`, whose halves are put
+    // in order against each other, never within.
     while high - low > 1 {
-        let half = (high - low) / 2;
-        head[low..high].select_nth_unstable_by(half, |&a, &b| order(logits, a, b));
-        let middle = low + half;
+        let middle = low + (high - low) / 2;
+        head[low..high].select_nth_unstable_by(middle - low, |&a, &b| order(logits, a, b));
         let reached = before + mass(logits, &head[low..middle], max);
         if reached >= target {
             high = middle;
@@ -112,9 +152,7 @@ fn top_p(logits: &[f32], head: &mut [u32], max: f32, target: f64) -> Option<Boun
             (low, before) = (middle, reached);
         }
     }
-    let last = *head.get(low)?;
-    let reached = before + mass(logits, &[last], max);
-    (reached >= target).then(|| Boundary { logit: logits[last as usize], last })
+    head.get(low).map_or(Boundary::NONE, |&last| Boundary { logit: logits[last as usize], last })
 }
 
 /// Writes the ids of entries with at least this logit, in order, and counts them.
