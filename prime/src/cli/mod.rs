@@ -1,6 +1,6 @@
 //! The `prime` program: its commands, their exit codes, and how failures are said.
 //!
-//! One file a command; [`files`] and [`models`] are what they share.
+//! One file a command; `files` and `models` are what they share.
 
 mod doctor;
 mod eval;
