@@ -11,11 +11,14 @@ use prime_runtime::DType;
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
 /// Measures one call that handles so many tokens.
-fn measure(criterion: &mut Criterion, name: &str, tokens: usize, mut call: impl FnMut()) {
+fn measure(criterion: &mut Criterion, name: &str, tokens: usize, mut call: impl FnMut() + Send) {
     let mut group = criterion.benchmark_group("steps");
     group.sample_size(10).warm_up_time(Duration::from_secs(1));
     group.throughput(Throughput::Elements(tokens as u64));
-    group.bench_function(name, |bencher| bencher.iter(&mut call));
+    group.bench_function(name, |bencher| {
+        // Inside the pool, as the program runs.
+        bencher.iter(|| rayon::scope(|_| call()));
+    });
     group.finish();
 }
 

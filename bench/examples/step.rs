@@ -18,7 +18,7 @@ use prime_kernels::simd;
 use prime_runtime::DType;
 use serde_json::json;
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Something to run, and how much of it one run does.
 struct Work {
@@ -27,7 +27,8 @@ struct Work {
 }
 
 fn main() {
-    if let Err(error) = serve() {
+    // Inside the pool, as the program runs: no operation has to wake a worker and wait for it.
+    if let Err(error) = rayon::scope(|_| serve()) {
         eprintln!("step: {error}");
         std::process::exit(1);
     }
