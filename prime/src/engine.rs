@@ -97,7 +97,7 @@ impl Engine {
     /// Appends the log-probability of every response token, and the entropy there, samples in order.
     ///
     /// # Errors
-    /// When a sample is longer than a micro-batch or a result is not finite.
+    /// When a sample is longer than a micro-batch. Results are not looked at: who uses them refuses those that are not finite.
     pub fn score(
         &mut self,
         weights: &Weights,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use prime_model::{ChatTemplate, Config as ModelConfig, Message, Tokenizer, Weights, folder};
 use prime_runtime::random::{Generator as Random, Stream};
 
@@ -63,6 +63,43 @@ impl Prompts {
     /// The task.
     pub fn task(&self) -> &dyn Task {
         &*self.task
+    }
+
+    /// Checks that there is something to train on and something to evaluate, of which the first `problems` are taken.
+    ///
+    /// # Errors
+    /// When a split is empty or none of its prompts is within the limit.
+    pub fn check(&self, problems: u64) -> Result<()> {
+        let name = self.task.name();
+        for (split, what, most) in
+            [(Split::Train, "training", self.patience()), (Split::HeldOut, "held-out", problems)]
+        {
+            let count = self.task.len(split).unwrap_or(u64::MAX).min(most);
+            ensure!(
+                count > 0,
+                "{name} has no {what} problems: a run needs some to train on, and some held out to evaluate on"
+            );
+            let mut fits = false;
+            for index in 0..count {
+                fits = self.prompt(split, index)?.is_some();
+                if fits {
+                    break;
+                }
+            }
+            ensure!(
+                fits,
+                "no {what} prompt of {name} is within rollout.max_prompt_tokens, {}: all of the first {count} are longer",
+                self.max_prompt_tokens
+            );
+        }
+        Ok(())
+    }
+
+    /// After how many unusable training problems in a row there is no hope of a usable one: those of a finite set, twice, as a row may
+    /// begin in one epoch and end in the next.
+    pub fn patience(&self) -> u64 {
+        const MANY: u64 = 100_000;
+        self.task.len(Split::Train).map_or(MANY, |count| (2 * count).min(MANY))
     }
 
     /// The tokenizer.
@@ -151,6 +188,8 @@ impl Prompts {
     /// order that the seed and the epoch fix.
     pub fn training_index(&self, place: u64, seed: u64) -> u64 {
         let Some(count) = self.task.len(Split::Train) else { return RL_OFFSET + place };
+        // An empty set has no problem 0 either, and says so when it is asked for it.
+        let count = count.max(1);
         let (epoch, offset) = (place / count, place % count);
         let mut order = self.order.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if order.as_ref().is_none_or(|(of, _)| *of != epoch) {

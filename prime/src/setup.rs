@@ -65,6 +65,16 @@ pub fn load_model(config: &Config, folder: &Path, tokenizer: &Tokenizer) -> Resu
     Ok(Model { config: model, weights })
 }
 
+/// Checks a model folder without its weights: that it is a model that this program knows, with this tokenizer.
+///
+/// # Errors
+/// When it is not.
+pub fn check_model(folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    ensure!(folder.is_dir(), "there is no model folder {}", folder.display());
+    tokenizer.check_same(&Tokenizer::load(folder)?)?;
+    Ok(tokenizer.check(&ModelConfig::load(folder)?)?)
+}
+
 /// The model that a run starts from: that of `model.path`, or a new one.
 ///
 /// # Errors

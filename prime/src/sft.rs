@@ -63,8 +63,18 @@ impl Sft {
     /// One update on the next demonstrations.
     ///
     /// # Errors
-    /// When the loss or a gradient is NaN or infinite: the weights are then those before the update.
+    /// When the loss or a gradient is NaN or infinite: weights and place are then those before the step.
     pub fn step(&mut self) -> Result<Metrics> {
+        let before = self.state.clone();
+        let made = self.try_step();
+        if made.is_err() {
+            self.state = before;
+            self.learner.gradients.clear()?;
+        }
+        made
+    }
+
+    fn try_step(&mut self) -> Result<Metrics> {
         let started = Instant::now();
         let (demonstrations, skipped) = self.draw()?;
         let samples: Vec<Sample<'_>> = demonstrations
@@ -109,14 +119,22 @@ impl Sft {
     fn draw(&mut self) -> Result<(Vec<Demonstration>, usize)> {
         let limit = self.config.micro_batch_tokens();
         let (mut drawn, mut skipped) = (Vec::with_capacity(self.config.sft.batch_size), 0);
+        let mut in_a_row = 0;
         while drawn.len() < self.config.sft.batch_size {
-            match self.prompts.demonstration(self.state.demonstrations, self.config.seed, limit)? {
-                Some(demonstration) => drawn.push(demonstration),
-                None => skipped += 1,
-            }
+            let place = self.state.demonstrations;
             self.state.demonstrations += 1;
-            if skipped > 100_000 {
-                bail!("100000 demonstrations in a row were longer than the limits on tokens");
+            match self.prompts.demonstration(place, self.config.seed, limit)? {
+                Some(demonstration) => {
+                    drawn.push(demonstration);
+                    in_a_row = 0;
+                }
+                None => (skipped, in_a_row) = (skipped + 1, in_a_row + 1),
+            }
+            if in_a_row >= self.prompts.patience() {
+                bail!(
+                    "{in_a_row} demonstrations in a row were too long: prompts have at most rollout.max_prompt_tokens, {}, and with their solutions at most {limit} tokens",
+                    self.config.rollout.max_prompt_tokens
+                );
             }
         }
         Ok((drawn, skipped))

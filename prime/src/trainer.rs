@@ -96,6 +96,8 @@ pub struct Trainer {
 struct Sampled {
     batch: Rollouts,
     counts: Counts,
+    /// Prompts left out before sampling.
+    too_long: u64,
     rounds: u64,
     sampled_tokens: usize,
     /// Of all responses sampled, before the filter.
@@ -210,44 +212,67 @@ impl Trainer {
     /// One batch that trains the PRM alone, before the policy's first update.
     ///
     /// # Errors
-    /// When a loss or gradient is NaN or infinite, or no prompts are left.
+    /// As for [`Trainer::step`].
     pub fn warm_up(&mut self, progress: &mut dyn FnMut(usize)) -> Result<(Metrics, Rollouts)> {
-        let mut metrics = Metrics::new("prm_warmup", self.state.warmup_batches + 1);
-        let mut sampled = self.sample(progress)?;
-        metrics_of_sampling(&mut metrics, &sampled);
-        if !sampled.batch.is_empty() {
-            self.reward(&mut sampled.batch, &mut metrics)?;
-        }
-        self.state.warmup_batches += 1;
-        metrics.set("memory/peak_bytes", peak_memory_bytes() as f64);
-        Ok((metrics, sampled.batch))
+        self.refusable(|trainer| trainer.try_warm_up(progress))
     }
 
     /// One PRIME step.
     ///
     /// # Errors
-    /// When a loss or gradient is NaN or infinite: the weights are then those before the update that failed.
+    /// When no prompts are to be had, or a loss or gradient is NaN or infinite. The place in the run is then that before the step. An
+    /// update is refused whole; of a step that failed later than its first update, [`State`] counts those that were made.
     pub fn step(&mut self, progress: &mut dyn FnMut(usize)) -> Result<(Metrics, Rollouts)> {
+        self.refusable(|trainer| trainer.try_step(progress))
+    }
+
+    fn refusable<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let before = self.state.clone();
+        let made = step(self);
+        if made.is_err() {
+            self.state = before;
+            self.state.policy_updates = self.policy.optimizer().step();
+            self.policy.gradients.clear()?;
+            if let Some(prm) = &mut self.prm {
+                self.state.prm_updates = prm.learner.optimizer().step();
+                prm.learner.gradients.clear()?;
+            }
+        }
+        made
+    }
+
+    fn try_warm_up(&mut self, progress: &mut dyn FnMut(usize)) -> Result<(Metrics, Rollouts)> {
+        let start = Instant::now();
+        let mut metrics = Metrics::new("prm_warmup", self.state.warmup_batches + 1);
+        let mut batch = self.sample(progress, &mut metrics)?;
+        if !batch.is_empty() {
+            self.reward(&mut batch, &mut metrics)?;
+        }
+        self.state.warmup_batches += 1;
+        finish(&mut metrics, start);
+        Ok((metrics, batch))
+    }
+
+    fn try_step(&mut self, progress: &mut dyn FnMut(usize)) -> Result<(Metrics, Rollouts)> {
         let start = Instant::now();
         let mut metrics = Metrics::new("prime", self.state.step + 1);
-        let sampled = self.sample(progress)?;
-        metrics_of_sampling(&mut metrics, &sampled);
-        let mut batch = sampled.batch;
+        let mut batch = self.sample(progress, &mut metrics)?;
         if !batch.is_empty() {
-            if self.prm.is_some() {
-                self.reward(&mut batch, &mut metrics)?;
-            }
+            self.reward(&mut batch, &mut metrics)?;
             self.advise(&mut batch)?;
             self.update_policy(&mut batch, &mut metrics)?;
         }
         self.state.step += 1;
-        metrics.set("seconds/step", start.elapsed().as_secs_f64());
-        metrics.set("memory/peak_bytes", peak_memory_bytes() as f64);
+        finish(&mut metrics, start);
         Ok((metrics, batch))
     }
 
     /// Prompts to a graded, filtered batch.
-    fn sample(&mut self, progress: &mut dyn FnMut(usize)) -> Result<Sampled> {
+    fn sample(
+        &mut self,
+        progress: &mut dyn FnMut(usize),
+        metrics: &mut Metrics,
+    ) -> Result<Rollouts> {
         let (rollout, filter_config) = (self.config.rollout.clone(), self.config.filter.clone());
         let bounds = Bounds {
             lower: filter_config.lower,
@@ -265,6 +290,7 @@ impl Trainer {
         let mut sampled = Sampled {
             batch: Rollouts::new(),
             counts: Counts::default(),
+            too_long: 0,
             rounds: 0,
             sampled_tokens: 0,
             accuracy: 0.0,
@@ -277,7 +303,7 @@ impl Trainer {
         while sampled.rounds < max_rounds as u64
             && sampled.batch.groups.len() < filter_config.groups
         {
-            let prompts = self.draw_prompts(round_prompts)?;
+            let prompts = self.draw_prompts(round_prompts, &mut sampled.too_long)?;
             let settings = rollout::Settings {
                 samples: rollout.samples,
                 sampling: Sampling {
@@ -325,27 +351,31 @@ impl Trainer {
         sampled.length = sampled.sampled_tokens as f64 / f64::max(responses, 1.0);
         sampled.accuracy /= f64::max(responses, 1.0);
         sampled.truncated /= f64::max(responses, 1.0);
-        Ok(sampled)
+        metrics_of_sampling(metrics, &sampled);
+        Ok(sampled.batch)
     }
 
-    /// The next prompts: first those of the buffer, then the task's.
-    fn draw_prompts(&mut self, count: usize) -> Result<Vec<Prompt>> {
+    /// The next prompts: first those of the buffer, then the task's. Those longer than the limit are left out and counted.
+    fn draw_prompts(&mut self, count: usize, too_long: &mut u64) -> Result<Vec<Prompt>> {
         let mut drawn = Vec::with_capacity(count);
         let buffered = self.state.buffer.len().min(count);
         for index in self.state.buffer.drain(..buffered) {
             drawn.extend(self.prompts.prompt(Split::Train, index)?);
         }
-        let mut skipped = 0;
+        let mut in_a_row = 0;
         while drawn.len() < count {
             let index = self.prompts.training_index(self.state.prompts, self.config.seed);
             self.state.prompts += 1;
             match self.prompts.prompt(Split::Train, index)? {
-                Some(prompt) => drawn.push(prompt),
-                None => skipped += 1,
+                Some(prompt) => {
+                    drawn.push(prompt);
+                    in_a_row = 0;
+                }
+                None => (*too_long, in_a_row) = (*too_long + 1, in_a_row + 1),
             }
-            if skipped > 100_000 {
+            if in_a_row >= self.prompts.patience() {
                 bail!(
-                    "100000 prompts in a row were longer than rollout.max_prompt_tokens, {}",
+                    "{in_a_row} prompts in a row were longer than rollout.max_prompt_tokens, {}",
                     self.config.rollout.max_prompt_tokens
                 );
             }
@@ -537,6 +567,7 @@ fn metrics_of_sampling(metrics: &mut Metrics, sampled: &Sampled) {
     metrics.set("filter/too_easy", sampled.counts.too_easy as f64);
     metrics.set("filter/too_hard", sampled.counts.too_hard as f64);
     metrics.set("filter/truncated", sampled.counts.truncated as f64);
+    metrics.set("filter/too_long", sampled.too_long as f64);
     metrics.set("filter/groups", groups.len() as f64);
     metrics.set("filter/rounds", sampled.rounds as f64);
     metrics.set("response/length", sampled.length);
@@ -545,4 +576,9 @@ fn metrics_of_sampling(metrics: &mut Metrics, sampled: &Sampled) {
     metrics.set("seconds/grade", sampled.seconds_grade);
     let rate = sampled.sampled_tokens as f64 / sampled.seconds_rollout.max(1e-9);
     metrics.set("throughput/rollout_tokens_per_second", rate);
+}
+
+fn finish(metrics: &mut Metrics, start: Instant) {
+    metrics.set("seconds/step", start.elapsed().as_secs_f64());
+    metrics.set("memory/peak_bytes", peak_memory_bytes() as f64);
 }

@@ -1,4 +1,6 @@
-//! What the tests that cross crates share: where models with known numbers lie.
+//! What the tests that cross crates share: where models with known numbers lie, and runs small enough for tests.
+
+pub mod runs;
 
 use std::path::{Path, PathBuf};
 

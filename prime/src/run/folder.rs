@@ -52,12 +52,17 @@ impl RunFolder {
     pub fn create(path: &Path, config: &Config) -> Result<Self> {
         fs::create_dir_all(path)
             .with_context(|| format!("cannot create the run folder {}", path.display()))?;
+        let was_begun = path.join(".lock").exists();
         let lock = FolderLock::acquire(path)?;
         ensure!(
             !path.join("config.toml").exists(),
             "there is a run in {} already: continue it with --resume, or choose another folder with --out",
             path.display()
         );
+        if was_begun {
+            // By a run that was killed before it had a configuration.
+            checkpoint::remove_stale(path)?;
+        }
         checkpoint::atomic_write(path.join("config.toml"), config.to_toml()?.as_bytes())?;
         Self::open(path, lock)
     }
@@ -87,7 +92,7 @@ impl RunFolder {
             config = wanted.clone();
         }
         checkpoint::remove_stale(path)?;
-        for folder in ["checkpoints", "sft-checkpoints", "outcome-only/checkpoints"] {
+        for folder in ["checkpoints", "sft-checkpoints", "outcome-only/checkpoints", "rollouts"] {
             if path.join(folder).is_dir() {
                 checkpoint::remove_stale(path.join(folder))?;
             }
@@ -182,6 +187,20 @@ impl RunFolder {
         .with_context(|| {
             format!("checkpoint {name} was not saved; those saved before are as they were")
         })
+    }
+
+    /// Removes a folder of checkpoints that nothing needs any more.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn remove(&self, folder: &str) -> Result<()> {
+        let path = self.path.join(folder);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The newest whole checkpoint of a folder, verified.

@@ -1,10 +1,13 @@
 //! Ctrl-C and termination: the first asks the run to save and stop, the second ends the program at once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 
-static REQUESTED: AtomicBool = AtomicBool::new(false);
+const NEVER: u64 = u64::MAX;
+
+/// Steps that may still begin before the run stops.
+static LEFT: AtomicU64 = AtomicU64::new(NEVER);
 
 /// Catches Ctrl-C, and the signal by which schedulers end a job.
 ///
@@ -12,7 +15,7 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 /// When the system does not let signals be caught.
 pub fn catch() -> Result<()> {
     ctrlc::set_handler(|| {
-        if REQUESTED.swap(true, Ordering::SeqCst) {
+        if LEFT.swap(0, Ordering::SeqCst) == 0 {
             std::process::exit(1);
         }
         eprintln!("stopping after this step, then saving; once more ends at once without saving");
@@ -20,7 +23,18 @@ pub fn catch() -> Result<()> {
     .context("cannot catch Ctrl-C")
 }
 
-/// Whether the run was asked to stop.
-pub fn requested() -> bool {
-    REQUESTED.load(Ordering::SeqCst)
+/// Asks the runs of this process to stop once they have made `steps` more steps, of whatever stage.
+pub fn request_after(steps: u64) {
+    LEFT.store(steps.min(NEVER - 1), Ordering::SeqCst);
+}
+
+/// Takes a request back, so that another run can begin.
+pub fn withdraw() {
+    LEFT.store(NEVER, Ordering::SeqCst);
+}
+
+/// Whether the run is to stop rather than begin another step. Asked once before each.
+pub(super) fn stops_here() -> bool {
+    let count = |left: u64| if left == NEVER { None } else { left.checked_sub(1) };
+    LEFT.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count) == Err(0)
 }

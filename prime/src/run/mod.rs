@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use prime_model::{Generator, Sampling};
+use prime_runtime::checkpoint;
 
 use crate::config::{Config, Reference};
 use crate::evaluate::{self, Summary};
@@ -17,7 +18,7 @@ use crate::prompts::Prompts;
 use crate::setup;
 use crate::sft::Sft;
 use crate::tasks::Split;
-use crate::trainer::{Model, Trainer};
+use crate::trainer::{Model, State, Trainer};
 use folder::RunFolder;
 use progress::Progress;
 
@@ -40,10 +41,9 @@ pub fn sft(config: &Config, folder: &mut RunFolder) -> Result<End> {
     if config.sft.steps == 0 {
         bail!("sft.steps is 0: there is nothing to train");
     }
-    let prompts = setup::prompts(config, model_folder(config))?;
-    say_notes(&prompts);
+    let prompts = usable_prompts(config)?;
     let Some(model) = warm_up_model(config, &prompts, folder)? else {
-        return Ok(interrupted(folder));
+        return Ok(interrupted("sft", folder));
     };
     let mut table = Table::default();
     table.push(evaluate_model(config, &prompts, &model, folder, "sft", config.sft.steps)?);
@@ -56,10 +56,12 @@ pub fn sft(config: &Config, folder: &mut RunFolder) -> Result<End> {
 /// # Errors
 /// When anything the run depends on is not right, or a step is refused.
 pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
-    let prompts = setup::prompts(config, model_folder(config))?;
-    say_notes(&prompts);
+    let prompts = usable_prompts(config)?;
+    if !config.train.outcome_only {
+        check_prm_folders(config, &prompts)?;
+    }
     let Some(start) = warm_up_model(config, &prompts, folder)? else {
-        return Ok(interrupted(folder));
+        return Ok(interrupted("train", folder));
     };
     let mut table = Table::default();
     table.push(evaluate_model(config, &prompts, &start, folder, "start", 0)?);
@@ -73,7 +75,7 @@ pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
     let Some(entries) =
         reinforce(config, trainer, folder, &stage, "checkpoints", config.train.steps)?
     else {
-        return Ok(interrupted(folder));
+        return Ok(interrupted("train", folder));
     };
     table.entries.extend(entries);
     if let Some(start) = compare {
@@ -86,7 +88,7 @@ pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
         let Some(entries) =
             reinforce(&longer, trainer, folder, &stage, checkpoints, longer.train.steps)?
         else {
-            return Ok(interrupted(folder));
+            return Ok(interrupted("train", folder));
         };
         table.entries.extend(entries);
     }
@@ -99,15 +101,21 @@ fn model_folder(config: &Config) -> Option<&Path> {
     (!config.model.path.is_empty()).then(|| Path::new(&config.model.path))
 }
 
-fn say_notes(prompts: &Prompts) {
+/// The task's prompts, once it is known that some can be trained on and some evaluated: not after an hour of SFT.
+fn usable_prompts(config: &Config) -> Result<Prompts> {
+    let prompts = setup::prompts(config, model_folder(config))?;
+    prompts.check(config.eval.problems as u64)?;
     for note in prompts.task().notes() {
         eprintln!("{}: {note}", prompts.task().name());
     }
+    Ok(prompts)
 }
 
-fn interrupted(folder: &RunFolder) -> End {
+fn interrupted(command: &str, folder: &RunFolder) -> End {
     let path = folder.path().display();
-    End::Interrupted(format!("stopped and saved; go on with: prime train --resume --out {path}"))
+    End::Interrupted(format!(
+        "stopped and saved; go on with: prime {command} --resume --out {path}"
+    ))
 }
 
 /// The model after SFT: trained now, taken up where a killed run left it, or the one that is there. None when the run was interrupted.
@@ -118,6 +126,7 @@ fn warm_up_model(
 ) -> Result<Option<Model>> {
     let done = folder.path().join("sft");
     if done.is_dir() {
+        checkpoint::verify(&done)?;
         return Ok(Some(setup::load_model(config, &done.join("policy"), prompts.tokenizer())?));
     }
     let model = setup::base_model(config, prompts)?;
@@ -132,17 +141,19 @@ fn warm_up_model(
     let save_every = config.train.save_every * 25;
     let mut progress = Progress::new("sft", config.sft.steps, sft.steps());
     while sft.steps() < config.sft.steps {
-        if interrupt::requested() {
+        if interrupt::stops_here() {
             save_sft(&sft, folder, config)?;
             return Ok(None);
         }
         let metrics = match sft.step() {
             Ok(metrics) => metrics,
             Err(error) => {
-                let step = sft.steps() + 1;
-                save_sft(&sft, folder, config)?;
-                return Err(error
-                    .context(format!("sft step {step} was refused; step {} is saved", step - 1)));
+                let saved = save_sft(&sft, folder, config)?;
+                return Err(error.context(format!(
+                    "sft step {} was refused; the model before it is in {}",
+                    sft.steps() + 1,
+                    saved.display()
+                )));
             }
         };
         folder.record(&metrics)?;
@@ -155,6 +166,7 @@ fn warm_up_model(
     }
     progress.finish();
     folder.save("", "sft", 0, |path| sft.save(path))?;
+    folder.remove("sft-checkpoints")?;
     Ok(Some(sft.into_model()))
 }
 
@@ -164,21 +176,31 @@ fn save_sft(sft: &Sft, folder: &mut RunFolder, config: &Config) -> Result<PathBu
     })
 }
 
+/// Checks that the folders of PRM and reference hold models with the policy's tokenizer, before anything is trained for them.
+fn check_prm_folders(config: &Config, prompts: &Prompts) -> Result<()> {
+    let (path, reference_path) = (&config.prm.path, &config.prm.reference_path);
+    if config.prm.reference == Reference::Policy && !reference_path.is_empty() {
+        bail!(
+            "prm.reference_path is \"{reference_path}\", but prm.reference is \"policy\": leave the path empty, or set prm.reference=frozen"
+        );
+    }
+    for (key, path) in [("prm.path", path), ("prm.reference_path", reference_path)] {
+        if !path.is_empty() {
+            setup::check_model(Path::new(path), prompts.tokenizer())
+                .with_context(|| format!("{key} must be a model with the policy's tokenizer"))?;
+        }
+    }
+    Ok(())
+}
+
 /// The PRM and its frozen reference, where there is one.
 fn prm_models(config: &Config, prompts: &Prompts, start: &Model) -> Result<(Model, Option<Model>)> {
     let load = |path: &str, key: &str| -> Result<Model> {
         if path.is_empty() {
             return start.duplicate();
         }
-        let model = setup::load_model(config, Path::new(path), prompts.tokenizer())
-            .with_context(|| key.to_string())?;
-        let other =
-            prime_model::Tokenizer::load(Path::new(path)).with_context(|| key.to_string())?;
-        prompts
-            .tokenizer()
-            .check_same(&other)
-            .with_context(|| format!("{key} must share the policy's tokenizer"))?;
-        Ok(model)
+        setup::load_model(config, Path::new(path), prompts.tokenizer())
+            .with_context(|| key.to_string())
     };
     let prm = load(&config.prm.path, "prm.path")?;
     let reference = match config.prm.reference {
@@ -216,27 +238,27 @@ fn reinforce(
     checkpoints: &str,
     steps: u64,
 ) -> Result<Option<Vec<Entry>>> {
-    if let Some(checkpoint) = folder.newest(checkpoints)? {
-        trainer.restore(&checkpoint)?;
+    let resumed_from = folder.newest(checkpoints)?;
+    if let Some(checkpoint) = &resumed_from {
+        trainer.restore(checkpoint)?;
     }
+    let was_at_end = resumed_from.is_some() && trainer.state().step == steps;
     if !warm_up_prm(config, &mut trainer, folder, checkpoints)? {
         return Ok(None);
     }
-    let mut entries = Vec::new();
     let mut progress = Progress::new(stage.label, steps, trainer.state().step);
     while trainer.state().step < steps {
-        if interrupt::requested() {
+        if interrupt::stops_here() {
             save(&trainer, folder, checkpoints, config)?;
             return Ok(None);
         }
-        let step = trainer.state().step + 1;
+        let before = trainer.state().clone();
+        let step = before.step + 1;
         let (metrics, batch) = match trainer.step(&mut |_| ()) {
             Ok(done) => done,
             Err(error) => {
-                let kept = save_if_absent(&trainer, folder, checkpoints, config, step - 1)?;
-                return Err(
-                    error.context(format!("{} step {step} was refused; {kept}", stage.label))
-                );
+                let name = format!("{} step {step}", stage.label);
+                return Err(refused(error, &name, &before, &trainer, folder, checkpoints, config));
             }
         };
         let metrics = metrics.in_stage(stage.name);
@@ -255,8 +277,8 @@ fn reinforce(
                 value("seconds/step")
             ),
         );
-        let due = step.is_multiple_of(config.eval.every) && step != steps;
-        if due || stage.also_evaluate == Some(step) {
+        let due = step.is_multiple_of(config.eval.every) || stage.also_evaluate == Some(step);
+        if due && step < steps {
             let entry = evaluate_trainer(config, &mut trainer, folder, stage.name, step)?;
             progress.say(&format!("{} after step {step}: {entry}", stage.label));
         }
@@ -270,15 +292,18 @@ fn reinforce(
         Some(entry) => entry,
         None => evaluate_trainer(config, &mut trainer, folder, stage.name, steps)?,
     };
-    save(&trainer, folder, checkpoints, config)?;
-    if let Some(step) = stage.also_evaluate {
+    if !was_at_end {
+        save(&trainer, folder, checkpoints, config)?;
+    }
+    let mut entries = Vec::new();
+    if let Some(step) = stage.also_evaluate.filter(|&step| step < steps) {
         entries.extend(Entry::recorded(folder, stage.name, step)?);
     }
     entries.push(last);
     Ok(Some(entries))
 }
 
-/// Trains the PRM alone until its warm-up is over; false when the run was interrupted. A run killed meanwhile begins the warm-up again.
+/// Trains the PRM alone until its warm-up is over; false when the run was interrupted.
 fn warm_up_prm(
     config: &Config,
     trainer: &mut Trainer,
@@ -291,19 +316,30 @@ fn warm_up_prm(
     let mut progress =
         Progress::new("prm warm-up", config.prm.warmup_batches, trainer.state().warmup_batches);
     while trainer.is_warming_up() {
-        if interrupt::requested() {
+        if interrupt::stops_here() {
+            save(trainer, folder, checkpoints, config)?;
             return Ok(false);
         }
-        let (metrics, batch) = trainer.warm_up(&mut |_| ()).context("the PRM's warm-up")?;
+        let before = trainer.state().clone();
+        let (metrics, batch) = match trainer.warm_up(&mut |_| ()) {
+            Ok(done) => done,
+            Err(error) => {
+                let name = format!("prm warm-up batch {}", before.warmup_batches + 1);
+                return Err(refused(error, &name, &before, trainer, folder, checkpoints, config));
+            }
+        };
         folder.record(&metrics)?;
-        if records(config, metrics.step()) {
+        if records(config, metrics.step()) && !batch.is_empty() {
             folder.record_rollouts("prm_warmup", metrics.step(), &batch)?;
         }
         let accuracy = metrics.get("prm/pairwise_accuracy").unwrap_or(f64::NAN);
         progress.step(metrics.step(), &format!("pairwise accuracy {accuracy:.3}"));
+        let due = metrics.step().is_multiple_of(config.train.save_every);
+        if due || !trainer.is_warming_up() {
+            save(trainer, folder, checkpoints, config)?;
+        }
     }
     progress.finish();
-    save(trainer, folder, checkpoints, config)?;
     Ok(true)
 }
 
@@ -321,17 +357,35 @@ fn save(
     folder.save(checkpoints, &name, config.train.keep, |path| trainer.save(path))
 }
 
-/// After a refused step: the step before it, unless it is saved already.
-fn save_if_absent(
+/// The error of a refused step, with what is saved. A resumed run goes on from before the step, so a step that had updated a model
+/// already is not saved among the steps.
+fn refused(
+    error: anyhow::Error,
+    name: &str,
+    before: &State,
     trainer: &Trainer,
     folder: &mut RunFolder,
     checkpoints: &str,
     config: &Config,
-    step: u64,
-) -> Result<String> {
-    let there = folder.path().join(checkpoints).join(format!("step-{step}"));
-    let path = if there.is_dir() { there } else { save(trainer, folder, checkpoints, config)? };
-    Ok(format!("the model before it is in {}", path.display()))
+) -> anyhow::Error {
+    let saved = if trainer.state() == before {
+        save(trainer, folder, checkpoints, config)
+            .map(|path| format!("the models before it are in {}", path.display()))
+    } else {
+        let updates = (trainer.state().prm_updates - before.prm_updates)
+            + (trainer.state().policy_updates - before.policy_updates);
+        let folder_name = format!("refused-{}", name.replace(' ', "-"));
+        folder.save(checkpoints, &folder_name, 0, |path| trainer.save(path)).map(|path| {
+            format!(
+                "the models as its first updates, {updates}, left them are in {}",
+                path.display()
+            )
+        })
+    };
+    match saved {
+        Ok(saved) => error.context(format!("{name} was refused; {saved}")),
+        Err(unsaved) => error.context(format!("{name} was refused; and then: {unsaved:#}")),
+    }
 }
 
 fn evaluate_trainer(
@@ -344,7 +398,8 @@ fn evaluate_trainer(
     let prompts = trainer.prompts().share();
     let stop = prompts.stop_tokens(trainer.model_config());
     let samples = trainer.state().samples;
-    let entry = evaluate_with(config, &prompts, trainer.generator()?, &stop)?;
+    let entry = evaluate_with(config, &prompts, trainer.generator()?, &stop)
+        .with_context(|| format!("the evaluation of {stage} after step {step}"))?;
     record_evaluation(folder, entry, stage, step, samples)
 }
 
@@ -361,7 +416,8 @@ fn evaluate_model(
     }
     let mut generator = Generator::new(&model.config, &model.weights, config.generation_limits())?;
     let stop = prompts.stop_tokens(&model.config);
-    let entry = evaluate_with(config, prompts, &mut generator, &stop)?;
+    let entry = evaluate_with(config, prompts, &mut generator, &stop)
+        .with_context(|| format!("the evaluation of {stage} after step {step}"))?;
     record_evaluation(folder, entry, stage, step, 0)
 }
 
