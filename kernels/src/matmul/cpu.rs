@@ -33,8 +33,10 @@ const TASK_STRIPS: usize = 8;
 const FRESH_ROWS: usize = 48;
 /// Panels of such a task.
 const FRESH_PANELS: usize = 4;
-/// Fewer multiply-adds than this are not worth waking another thread.
-const SERIAL_WORK: usize = 1 << 19;
+/// Fewer multiply-adds than this are not worth waking another thread,
+const SERIAL_WORK: usize = 1 << 20;
+/// unless they read so many words of B, perhaps from memory.
+const SERIAL_WORDS: usize = 1 << 17;
 
 /// What a 32-bit word along k holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +163,7 @@ pub(super) fn pack(level: Level, words: &mut [u32], b: View<'_>, transposed: boo
     }
     assert_eq!(words.len(), panels_length(n, k, word));
     let start = SendPtr(words.as_mut_ptr());
-    let grain = (SERIAL_WORK / 4).div_ceil(panel);
+    let grain = (SERIAL_WORDS / 2).div_ceil(panel);
     parallel::ranges(n.div_ceil(PANEL), grain, |range| {
         for index in range {
             // SAFETY: the panels cover the words without overlap, and each is written by one task.
@@ -279,7 +281,8 @@ impl Job<'_> {
     fn run(&self, panels: Panels<'_>) {
         let (strips, width) = (self.m.div_ceil(STRIP), self.n.div_ceil(PANEL));
         let threads = rayon::current_num_threads();
-        let serial = threads == 1 || self.m * self.n * self.product.k < SERIAL_WORK;
+        let serial = threads == 1
+            || self.m * self.n * self.product.k < SERIAL_WORK && self.n * self.words < SERIAL_WORDS;
         let most = match panels {
             Panels::Fresh { .. } => FRESH_PANELS,
             Panels::Packed(_) => TASK_PANELS,
@@ -300,23 +303,38 @@ impl Job<'_> {
         }
     }
 
-    /// Computes a part of C with working memory on the stack: for panels that are not packed yet, and for the sums of chains that
-    /// one block does not finish, where C is too narrow to keep them.
-    ///
-    /// Never inlined, so that this memory is not part of the frames that split the work.
-    #[inline(never)]
+    /// Computes a part of C. What needs room on the stack is never inlined, so that only calls that use it pay for it, and the
+    /// frames that split the work stay small.
     fn part(&self, part: &Part, panels: Panels<'_>) {
+        match panels {
+            Panels::Packed(_) => self.part_with(part, panels, std::ptr::null_mut()),
+            Panels::Fresh { .. } => self.fresh_part(part, panels),
+        }
+    }
+
+    /// With room for panels that are not packed yet.
+    #[inline(never)]
+    fn fresh_part(&self, part: &Part, panels: Panels<'_>) {
         let mut fresh = MaybeUninit::<[u32; FRESH_PANELS * BLOCK * PANEL]>::uninit();
-        let fresh = fresh.as_mut_ptr().cast::<u32>();
+        self.part_with(part, panels, fresh.as_mut_ptr().cast());
+    }
+
+    fn part_with(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32) {
         if self.rounded && self.words > BLOCK {
-            let mut sums =
-                MaybeUninit::<[f32; TASK_STRIPS * STRIP * TASK_PANELS * PANEL]>::uninit();
-            self.blocks(part, panels, fresh, sums.as_mut_ptr().cast());
+            self.long_part(part, panels, fresh);
         } else {
             self.blocks(part, panels, fresh, std::ptr::null_mut());
         }
     }
 
+    /// With room for the sums of chains that one block does not finish, where C is too narrow to keep them.
+    #[inline(never)]
+    fn long_part(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32) {
+        let mut sums = MaybeUninit::<[f32; TASK_STRIPS * STRIP * TASK_PANELS * PANEL]>::uninit();
+        self.blocks(part, panels, fresh, sums.as_mut_ptr().cast());
+    }
+
+    #[inline(never)]
     fn blocks(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32, sums: *mut f32) {
         let product = self.product;
         let mut strip = MaybeUninit::<[u32; STRIP * STRIP_ROW]>::uninit();
