@@ -93,7 +93,7 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
     };
     // One case in eight is long enough for chains that span several blocks.
     let shape = if random.below(8) == 0 {
-        Shape { k: 500 + random.below(600) as usize, ..shape }
+        Shape { k: 500 + random.below(1200) as usize, ..shape }
     } else {
         shape
     };

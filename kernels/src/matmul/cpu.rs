@@ -21,7 +21,7 @@ pub(super) const STRIP: usize = 12;
 /// Columns of a register tile.
 pub(super) const PANEL: usize = 32;
 /// Words along k that are in the cache at a time.
-pub(super) const BLOCK: usize = 256;
+pub(super) const BLOCK: usize = 512;
 /// Words from one row of a copied strip to the next: odd in cache lines, so that rows fall into different sets.
 pub(super) const STRIP_ROW: usize = BLOCK + 16;
 

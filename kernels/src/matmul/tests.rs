@@ -34,9 +34,11 @@ fn shapes(layout: Layout) -> impl Iterator<Item = Shape> {
         (1, 33, 2),
         (5, 31, 300),
         (12, 32, 257),
-        (13, 97, 511),
+        (13, 97, 1023),
+        (3, 200, 1500),
         (48, 130, 40),
         (49, 65, 1030),
+        (50, 40, 2100),
         (121, 600, 17),
         (250, 40, 513),
     ]
@@ -115,7 +117,7 @@ fn products_do_not_depend_on_the_number_of_threads() {
         .map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
     for dtype in [DType::F32, DType::BF16] {
         for layout in LAYOUTS {
-            for (m, n, k) in [(9, 700, 530), (200, 130, 600), (330, 64, 530)] {
+            for (m, n, k) in [(9, 700, 530), (200, 130, 1100), (330, 64, 530)] {
                 let shape = Shape { m, n, k, layout };
                 let (a, b) = operands(shape, dtype, 4);
                 let [one, two, five] = pools.each_ref().map(|pool| {
