@@ -4,9 +4,7 @@ use prime_runtime::{DType, Device, Tensor, View};
 
 use super::reference::{self, Heads};
 use super::{Mask, Span};
-use crate::testing::{
-    any_dtype, compare, cu_seqlens, generator, normal, roundoff, to_f64, zeros,
-};
+use crate::testing::{any_dtype, compare, cu_seqlens, generator, normal, roundoff, to_f64, zeros};
 
 /// See [`crate::testing::Check`].
 ///
@@ -177,9 +175,8 @@ impl Bounds {
         let unit = f64::from(f32::EPSILON) / 2.0;
         let flushed = f64::from(f32::MIN_POSITIVE);
         let (width, length) = (heads.head_dim, heads.head_dim as f64);
-        let magnitude = |a: &[f64], b: &[f64]| -> f64 {
-            a.iter().zip(b).map(|(a, b)| (a * b).abs()).sum()
-        };
+        let magnitude =
+            |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| (a * b).abs()).sum() };
         let mut bounds = Bounds {
             out: vec![0.0; q.len()],
             lse: vec![0.0; q.len() / width],
@@ -199,7 +196,9 @@ impl Bounds {
                     let key_row = |key: usize| heads.key(span.key + key, head);
                     // Errors of the scores: a chain and a multiplication.
                     let scores: Vec<f64> = (0..p.len())
-                        .map(|key| (length + 1.0) * unit * scale * magnitude(query, &k[key_row(key)..]))
+                        .map(|key| {
+                            (length + 1.0) * unit * scale * magnitude(query, &k[key_row(key)..])
+                        })
                         .collect();
                     let worst = scores.iter().copied().fold(0.0, f64::max);
                     let range = (0..p.len())
@@ -242,11 +241,14 @@ impl Bounds {
                             + mean_error
                             + unit * difference.abs();
                         let d_s = scale * p[key] * difference.abs();
-                        let d_s_error = scale * (p_error * difference.abs() + p[key] * difference_error)
+                        let d_s_error = scale
+                            * (p_error * difference.abs() + p[key] * difference_error)
                             + 2.0 * unit * d_s;
                         for d in 0..width {
-                            bounds.d_q[row + d] += (d_s_error + keys * unit * d_s) * k[k_row + d].abs();
-                            bounds.d_k[k_row + d] += (d_s_error + terms * unit * d_s) * query[d].abs();
+                            bounds.d_q[row + d] +=
+                                (d_s_error + keys * unit * d_s) * k[k_row + d].abs();
+                            bounds.d_k[k_row + d] +=
+                                (d_s_error + terms * unit * d_s) * query[d].abs();
                             bounds.d_v[k_row + d] +=
                                 (p_error + terms * unit * p[key]) * d_row[d].abs();
                         }

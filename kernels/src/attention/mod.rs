@@ -203,9 +203,9 @@ fn check_storage(
     others: &[(&'static str, View<'_>)],
 ) -> Result<()> {
     arguments::float(operation, "q", q)?;
-    others.iter().try_for_each(|&(tensor, view)| {
-        arguments::same_dtype(operation, tensor, view, q.dtype())
-    })
+    others
+        .iter()
+        .try_for_each(|&(tensor, view)| arguments::same_dtype(operation, tensor, view, q.dtype()))
 }
 
 fn check_cumulative(dims: &NamedDims, cu_seqlens: View<'_>) -> Result<()> {

@@ -58,9 +58,8 @@ impl Pack {
     /// Some rows as a pack of their own.
     fn run_rows(&self, rows: std::ops::Range<usize>, cu_seqlens: &[u32], mask: Mask) -> Bits {
         let dtype = self.q.dtype();
-        let part = |tensor: &Tensor| {
-            zeros(dtype, &[rows.len(), tensor.dims()[1], tensor.dims()[2]])
-        };
+        let part =
+            |tensor: &Tensor| zeros(dtype, &[rows.len(), tensor.dims()[1], tensor.dims()[2]]);
         let (mut out, mut d_q, mut d_k, mut d_v) =
             (part(&self.q), part(&self.q), part(&self.k), part(&self.v));
         let mut lse = zeros(DType::F32, &[rows.len(), self.q.dims()[1]]);
@@ -107,7 +106,11 @@ fn decoding_over_a_cache_gives_the_bits_of_the_training_forward() {
                 let (from, to) = (pair[0] as usize * row, pair[1] as usize * row);
                 values[s * reserved * row..][..to - from].copy_from_slice(&source[from..to]);
             }
-            crate::testing::from_f32(&values, dtype, &[lengths.len() * reserved, KV_HEADS, head_dim])
+            crate::testing::from_f32(
+                &values,
+                dtype,
+                &[lengths.len() * reserved, KV_HEADS, head_dim],
+            )
         };
         let (keys, values) = (cache(&pack.k), cache(&pack.v));
         // Every split of the sequences into chunks of new tokens must give the same outputs.
@@ -118,14 +121,22 @@ fn decoding_over_a_cache_gives_the_bits_of_the_training_forward() {
                     .iter()
                     .enumerate()
                     .flat_map(|(s, &length)| {
-                        let (first, end) = ((step * chunk).min(length), ((step + 1) * chunk).min(length));
+                        let (first, end) =
+                            ((step * chunk).min(length), ((step + 1) * chunk).min(length));
                         let query = pack.cu_seqlens[s] as usize + first;
                         [query, end - first, s * reserved, end].map(|x| x as u32)
                     })
                     .collect();
                 let spans = View::from_slice(&spans, &[lengths.len(), 4]);
-                super::decode(out.view_mut(), pack.q.view(), keys.view(), values.view(), spans, 0.3)
-                    .unwrap();
+                super::decode(
+                    out.view_mut(),
+                    pack.q.view(),
+                    keys.view(),
+                    values.view(),
+                    spans,
+                    0.3,
+                )
+                .unwrap();
             }
             assert!(bits(&out) == expected, "{dtype}, group {group}, {chunk} new tokens a call");
         }
@@ -142,7 +153,8 @@ fn a_sequence_gives_the_same_bits_alone_and_in_any_pack() {
         for pair in pack.cu_seqlens.windows(2) {
             let rows = pair[0] as usize..pair[1] as usize;
             let alone = pack.run_rows(rows.clone(), &[0, pair[1] - pair[0]], mask);
-            let part = |all: &[u32], width: usize| all[rows.start * width..rows.end * width].to_vec();
+            let part =
+                |all: &[u32], width: usize| all[rows.start * width..rows.end * width].to_vec();
             let [d_q, d_k, d_v] = &together.gradients;
             let expected = Bits {
                 out: part(&together.out, 80),
@@ -183,7 +195,8 @@ fn scores_far_apart_neither_overflow_nor_lose_the_largest() {
         *key = [100.0, 300.0, 200.0, -500.0][i / 64];
     }
     let k = Tensor::from_slice(&keys, &[256, 1, 1]).unwrap();
-    let v = Tensor::from_slice(&(0..256).map(|i| i as f32).collect::<Vec<_>>(), &[256, 1, 1]).unwrap();
+    let v =
+        Tensor::from_slice(&(0..256).map(|i| i as f32).collect::<Vec<_>>(), &[256, 1, 1]).unwrap();
     let q = Tensor::from_slice(&[1f32; 256], &[256, 1, 1]).unwrap();
     let (mut out, mut lse) = (zeros(DType::F32, &[256, 1, 1]), zeros(DType::F32, &[256, 1]));
     let cu = [0u32, 256];
@@ -237,10 +250,7 @@ fn calls_that_disagree_with_the_contract_are_refused_with_a_sentence() {
             .unwrap_err()
             .to_string()
     };
-    assert_eq!(
-        decode(&[0, 5, 0, 5]),
-        "attention.decode: span 0 ends at row 5 of `q`, which has 4"
-    );
+    assert_eq!(decode(&[0, 5, 0, 5]), "attention.decode: span 0 ends at row 5 of `q`, which has 4");
     assert_eq!(
         decode(&[0, 1, 8, 3]),
         "attention.decode: span 0 ends at row 11 of the cache, which has 10"

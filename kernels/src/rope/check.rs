@@ -16,7 +16,8 @@ pub fn check(_device: Device, seed: u64) -> Result<(), String> {
     let half = 1 + random.below(128) as usize;
     let (head_dim, table) = (2 * half, 1 + random.below(20));
     // `x` is the middle of a fused buffer, between other columns that must keep their values.
-    let (before, columns, after) = (random.below(7) as usize, heads * head_dim, random.below(7) as usize);
+    let (before, columns, after) =
+        (random.below(7) as usize, heads * head_dim, random.below(7) as usize);
     let width = before + columns + after;
     let fused = normal(&mut random, dtype, &[tokens, width], 1.0);
     let positions: Vec<u32> = (0..tokens).map(|_| random.below(table)).collect();
@@ -47,7 +48,8 @@ pub fn check(_device: Device, seed: u64) -> Result<(), String> {
         .map_err(error)?;
         let (old, new) = (to_f64(&fused), to_f64(&turned));
         let x = block(&old);
-        let expected = reference::turn(&x, heads, head_dim, &positions, &wide(&cos), &wide(&sin), sign);
+        let expected =
+            reference::turn(&x, heads, head_dim, &positions, &wide(&cos), &wide(&sin), sign);
         // A product and a fused multiply-add, each rounded once, of terms no larger than the pair's norm; then storage.
         let unit = f64::from(f32::EPSILON) / 2.0;
         compare(what, &block(&new), &expected, |i| {
@@ -77,7 +79,8 @@ mod tests {
         x.as_mut_slice::<f32>().fill(1.0);
         let positions = Tensor::from_slice(&[1u32, 3], &[2]).unwrap();
         let table = zeros(DType::F32, &[3, 2]);
-        let error = crate::rope::forward(x.view_mut(), positions.view(), table.view(), table.view());
+        let error =
+            crate::rope::forward(x.view_mut(), positions.view(), table.view(), table.view());
         assert_eq!(
             error.unwrap_err().to_string(),
             "rope.forward: token 1 is at position 3, but the tables end before position 3"

@@ -17,7 +17,8 @@ pub fn turn(
         for head in 0..heads {
             let start = (token * heads + head) * head_dim;
             for i in 0..half {
-                let (c, s) = (cos[position as usize * half + i], sign * sin[position as usize * half + i]);
+                let (c, s) =
+                    (cos[position as usize * half + i], sign * sin[position as usize * half + i]);
                 let (x1, x2) = (x[start + i], x[start + half + i]);
                 turned[start + i] = x1 * c - x2 * s;
                 turned[start + half + i] = x2 * c + x1 * s;
@@ -35,7 +36,8 @@ mod tests {
     fn backward_is_the_gradient_of_forward() {
         let mut random = generator(1);
         let (heads, head_dim, positions) = (2, 6, [4, 0, 2]);
-        let mut normals = |count| (0..count).map(|_| f64::from(random.normal())).collect::<Vec<_>>();
+        let mut normals =
+            |count| (0..count).map(|_| f64::from(random.normal())).collect::<Vec<_>>();
         let (x, d_out) = (normals(3 * heads * head_dim), normals(3 * heads * head_dim));
         let angles = normals(5 * head_dim / 2);
         let cos: Vec<f64> = angles.iter().map(|angle| angle.cos()).collect();

@@ -54,15 +54,15 @@ struct Call<'a> {
 
 /// The working memory of one task; rows are (token, head of the group).
 struct Memory<'a> {
-    queries: &'a mut [f32],    // (rows, padded)
-    d_out: &'a mut [f32],      // (rows, padded)
-    keys: &'a mut [f32],       // (KEYS, padded)
-    keys_t: &'a mut [f32],     // (head_dim, KEYS)
-    values_t: &'a mut [f32],   // (head_dim, KEYS)
-    d_keys: &'a mut [f32],     // (KEYS, padded)
-    d_values: &'a mut [f32],   // (KEYS, padded)
-    weights: &'a mut [f32],    // (rows, KEYS)
-    d_scores: &'a mut [f32],   // (rows, KEYS)
+    queries: &'a mut [f32],  // (rows, padded)
+    d_out: &'a mut [f32],    // (rows, padded)
+    keys: &'a mut [f32],     // (KEYS, padded)
+    keys_t: &'a mut [f32],   // (head_dim, KEYS)
+    values_t: &'a mut [f32], // (head_dim, KEYS)
+    d_keys: &'a mut [f32],   // (KEYS, padded)
+    d_values: &'a mut [f32], // (KEYS, padded)
+    weights: &'a mut [f32],  // (rows, KEYS)
+    d_scores: &'a mut [f32], // (rows, KEYS)
 }
 
 impl<'a> Memory<'a> {
@@ -112,7 +112,8 @@ fn sequences<E: Element>(call: &Call<'_>) -> Result<()> {
             let span = Span::of_cu_seqlens(&call.cu_seqlens, sequence);
             let count = span.new * heads.group;
             let start = span.query * heads.kv_heads * heads.group + kv_head * count;
-            let (range, wide) = (start..start + count, start * heads.padded..(start + count) * heads.padded);
+            let (range, wide) =
+                (start..start + count, start * heads.padded..(start + count) * heads.padded);
             // SAFETY: the ranges of different sequences and heads do not overlap.
             let mut rows = unsafe {
                 Rows {
@@ -200,7 +201,8 @@ fn block(
     memory: &mut Memory<'_>,
 ) {
     let Heads { head_dim, padded, .. } = heads;
-    let Memory { queries, d_out, keys, keys_t, values_t, d_keys, d_values, weights, d_scores } = memory;
+    let Memory { queries, d_out, keys, keys_t, values_t, d_keys, d_values, weights, d_scores } =
+        memory;
     // The last row sees the most.
     let seen = visible(rows - 1);
     let columns = seen.next_multiple_of(LANES);

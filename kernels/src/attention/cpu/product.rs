@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn every_shape_of_tile_gives_the_bits_of_a_scalar_chain() {
         let mut random = crate::testing::generator(3);
-        for (rows, columns, steps) in [(9, 144, 5), (4, 64, 64), (3, 48, 1), (2, 32, 7), (1, 16, 0)] {
+        for (rows, columns, steps) in [(9, 144, 5), (4, 64, 64), (3, 48, 1), (2, 32, 7), (1, 16, 0)]
+        {
             let mut normals =
                 |count: usize| (0..count).map(|_| random.normal()).collect::<Vec<f32>>();
             let (a, b) = (normals(rows * (steps + 1)), normals((steps + 1) * (columns + 3)));
@@ -147,7 +148,8 @@ mod tests {
                             let old = start[i * (columns + 5) + j];
                             let mut sum = if add { old } else { 0.0 };
                             for s in 0..steps {
-                                sum = a[i * row + s * column].mul_add(b[s * (columns + 3) + j], sum);
+                                sum =
+                                    a[i * row + s * column].mul_add(b[s * (columns + 3) + j], sum);
                             }
                             let expected = if j < columns { sum } else { old };
                             assert_eq!(c[i * (columns + 5) + j].to_bits(), expected.to_bits());
