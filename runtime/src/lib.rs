@@ -5,8 +5,10 @@
 //! gets to and from disk ([`safetensors`], [`checkpoint`]), and where randomness comes from ([`random`]).
 
 pub mod checkpoint;
+mod copy;
 mod device;
 mod dtype;
+pub mod emulated;
 mod error;
 mod memory;
 mod plan;

@@ -1,28 +1,59 @@
-//! One aligned, zeroed block of host memory.
+//! One aligned, zeroed block of a device's memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
-use crate::{Error, Result};
+use crate::emulated::Registration;
+use crate::{Device, Error, Result};
 
 /// Every buffer starts on such a boundary: one cache line, one AVX-512 register.
 pub(crate) const ALIGNMENT: usize = 64;
 
 /// A block that frees itself.
-pub(crate) struct Allocation {
+pub(crate) enum Allocation {
+    /// Host memory.
+    Host(HostBlock),
+    /// Host memory that stands for a device's, with a note for each byte whether it was written.
+    // Fields are dropped in order: the registration ends before the memory is given back.
+    Emulated { _registration: Registration, block: HostBlock },
+}
+
+impl Allocation {
+    /// `bytes` zeroed bytes of a device.
+    pub(crate) fn new(device: Device, bytes: usize) -> Result<Self> {
+        match device {
+            Device::Cpu => Ok(Allocation::Host(HostBlock::new(bytes)?)),
+            Device::Emulated => {
+                let block = HostBlock::new(bytes)?;
+                let registration = Registration::new(block.start, block.layout.size());
+                Ok(Allocation::Emulated { _registration: registration, block })
+            }
+            Device::Cuda(_) => Err(Error::Device(format!("{device} has no memory in this build"))),
+        }
+    }
+
+    /// Where it begins: an address of the device's memory, which the host may follow only on [`Device::Cpu`].
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        match self {
+            Allocation::Host(block) | Allocation::Emulated { block, .. } => block.start,
+        }
+    }
+}
+
+/// A block of host memory.
+pub(crate) struct HostBlock {
     start: NonNull<u8>,
     layout: Layout,
 }
 
 // SAFETY: the block is plain memory; who may touch which part is settled by the tensors carved from it,
 // each of which owns a disjoint range.
-unsafe impl Send for Allocation {}
+unsafe impl Send for HostBlock {}
 // SAFETY: as above.
-unsafe impl Sync for Allocation {}
+unsafe impl Sync for HostBlock {}
 
-impl Allocation {
-    /// `bytes` zeroed bytes.
-    pub(crate) fn new(bytes: usize) -> Result<Self> {
+impl HostBlock {
+    fn new(bytes: usize) -> Result<Self> {
         let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| {
             Error::Value(format!("a buffer of {bytes} bytes is larger than the address space"))
         })?;
@@ -30,15 +61,11 @@ impl Allocation {
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| {
             Error::Value(format!("out of host memory: could not reserve {bytes} bytes"))
         })?;
-        Ok(Allocation { start, layout })
-    }
-
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        self.start
+        Ok(HostBlock { start, layout })
     }
 }
 
-impl Drop for Allocation {
+impl Drop for HostBlock {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }

@@ -72,9 +72,7 @@ impl Plan {
     /// # Errors
     /// When the device has not that much.
     pub fn allocate(self, device: Device) -> Result<Memory> {
-        let allocation = match device {
-            Device::Cpu => Arc::new(Allocation::new(self.bytes)?),
-        };
+        let allocation = Arc::new(Allocation::new(device, self.bytes)?);
         let taken = vec![false; self.entries.len()];
         Ok(Memory { allocation, device, entries: self.entries, taken })
     }

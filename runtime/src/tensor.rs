@@ -37,8 +37,7 @@ impl Tensor {
         dtype: DType,
         device: Device,
     ) -> Self {
-        // SAFETY: the caller keeps `offset` inside the allocation.
-        let start = unsafe { allocation.start().add(offset) };
+        let start = offset_address(allocation.start(), offset);
         Tensor { start, shape, dtype, device, _allocation: allocation }
     }
 
@@ -109,7 +108,7 @@ impl Tensor {
     /// The elements, on the host.
     ///
     /// # Panics
-    /// When `E` is not the dtype.
+    /// When `E` is not the dtype or the memory is not the host's.
     pub fn as_slice<E: Element>(&self) -> &[E] {
         self.view().as_slice()
     }
@@ -117,7 +116,7 @@ impl Tensor {
     /// The elements, on the host, to write.
     ///
     /// # Panics
-    /// When `E` is not the dtype.
+    /// When `E` is not the dtype or the memory is not the host's.
     pub fn as_mut_slice<E: Element>(&mut self) -> &mut [E] {
         self.view_mut().into_slice()
     }
@@ -210,9 +209,21 @@ impl<'a> View<'a> {
             || self.dims().first().is_none_or(|&rows| rows <= 1)
     }
 
-    /// The address of the first element.
+    /// The address of the first element in the memory of its device.
+    pub fn address(&self) -> u64 {
+        self.start.addr().get() as u64
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// A pointer to the first element, on the host.
+    ///
+    /// # Panics
+    /// When `E` is not the dtype or the memory is not the host's.
     pub fn as_ptr<E: Element>(&self) -> *const E {
-        self.check_dtype::<E>();
+        self.check_host::<E>();
         self.start.as_ptr().cast()
     }
 
@@ -226,8 +237,7 @@ impl<'a> View<'a> {
             "rows {range:?} of {:?}",
             self.shape
         );
-        // SAFETY: the offset is inside, or one past the end of, the viewed memory.
-        let start = unsafe { self.start.add(range.start * self.row_stride * self.dtype.size()) };
+        let start = offset_address(self.start, range.start * self.row_stride * self.dtype.size());
         View { start, shape: self.shape.with_first(range.len()), ..self }
     }
 
@@ -237,8 +247,7 @@ impl<'a> View<'a> {
     /// When the view has not two dimensions or the range is out of bounds.
     pub fn columns(self, range: Range<usize>) -> View<'a> {
         assert!(self.dims().len() == 2 && range.start <= range.end && range.end <= self.dim(1));
-        // SAFETY: inside, or one past the end of, a row.
-        let start = unsafe { self.start.add(range.start * self.dtype.size()) };
+        let start = offset_address(self.start, range.start * self.dtype.size());
         View { start, shape: Shape::new(&[self.dim(0), range.len()]), ..self }
     }
 
@@ -265,10 +274,10 @@ impl<'a> View<'a> {
     /// One row, on the host.
     ///
     /// # Panics
-    /// When `E` is not the dtype or the row is out of bounds.
+    /// When `E` is not the dtype, the row is out of bounds, or the memory is not the host's.
     #[inline]
     pub fn row<E: Element>(&self, index: usize) -> &'a [E] {
-        self.check_dtype::<E>();
+        self.check_host::<E>();
         assert!(index < self.dim(0), "row {index} of {:?}", self.shape);
         // SAFETY: the row is in bounds, and its elements are initialised and borrowed for 'a.
         unsafe {
@@ -280,30 +289,23 @@ impl<'a> View<'a> {
     /// All elements of a contiguous view, on the host.
     ///
     /// # Panics
-    /// When `E` is not the dtype or the rows are spread out.
+    /// When `E` is not the dtype, the rows are spread out, or the memory is not the host's.
     pub fn as_slice<E: Element>(&self) -> &'a [E] {
-        self.check_dtype::<E>();
+        self.check_host::<E>();
         assert!(self.is_contiguous(), "rows of {:?} are spread out", self.shape);
         // SAFETY: contiguous, initialised, and borrowed for 'a.
         unsafe { std::slice::from_raw_parts(self.start.cast::<E>().as_ptr(), self.elements()) }
     }
 
-    /// The elements as `f32`, row after row, in a new vector.
-    pub fn to_f32_vec(&self) -> Vec<f32> {
-        fn rows<E: Element>(view: &View<'_>) -> Vec<f32> {
-            (0..view.dim(0)).flat_map(|row| view.row::<E>(row).iter().map(|x| x.to_f32())).collect()
-        }
-        match self.dtype {
-            DType::F32 => rows::<f32>(self),
-            DType::BF16 => rows::<crate::bf16>(self),
-            DType::F16 => rows::<crate::f16>(self),
-            DType::U32 => rows::<u32>(self),
-        }
-    }
-
+    // Every way to a host reference passes here.
     #[inline]
-    fn check_dtype<E: Element>(&self) {
+    fn check_host<E: Element>(&self) {
         assert!(E::DTYPE == self.dtype, "a {} tensor was read as {}", self.dtype, E::DTYPE);
+        assert!(
+            self.device == Device::Cpu,
+            "a tensor on {} was used as host memory; copy it to the cpu first",
+            self.device
+        );
     }
 }
 
@@ -372,7 +374,12 @@ impl<'a> ViewMut<'a> {
         self.view.is_contiguous()
     }
 
-    /// The address of the first element.
+    /// The address of the first element in the memory of its device.
+    pub fn address(&self) -> u64 {
+        self.view.address()
+    }
+
+    /// A pointer to the first element, on the host. See [`View::as_ptr`].
     pub fn as_mut_ptr<E: Element>(&mut self) -> *mut E {
         self.view.as_ptr::<E>().cast_mut()
     }
@@ -472,6 +479,11 @@ impl<'a> SharedMut<'a> {
     pub fn dims(&self) -> &[usize] {
         self.0.dims()
     }
+}
+
+// Addresses of a device's memory are counted with, never followed, so this is arithmetic and not pointer access.
+fn offset_address(start: NonNull<u8>, bytes: usize) -> NonNull<u8> {
+    start.map_addr(|start| start.checked_add(bytes).expect("memory ends below the last address"))
 }
 
 #[cfg(test)]

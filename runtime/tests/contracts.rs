@@ -68,11 +68,25 @@ fn a_plan_of_nothing_can_be_allocated() {
 }
 
 #[test]
-fn an_unknown_device_is_told_what_this_build_offers() {
-    assert_eq!(Device::parse("cpu").unwrap(), Device::Cpu);
-    for name in ["CPU", "", "tpu:0"] {
+fn devices_are_read_as_they_are_written() {
+    for (name, device) in [
+        ("cpu", Device::Cpu),
+        ("emulated", Device::Emulated),
+        ("cuda:0", Device::Cuda(0)),
+        ("cuda:11", Device::Cuda(11)),
+    ] {
+        assert_eq!(Device::parse(name).unwrap(), device);
+        assert_eq!(device.to_string(), name);
+    }
+    assert_eq!(Device::parse("cuda").unwrap(), Device::Cuda(0));
+}
+
+#[test]
+fn an_unknown_device_is_told_what_devices_are_called() {
+    for name in
+        ["CPU", "", "tpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda:99999999999", "cuda:1 "]
+    {
         let error = Device::parse(name).unwrap_err().to_string();
         assert!(error.contains(&format!("`{name}`")) && error.contains("`cpu`"), "{error}");
     }
-    assert_eq!(Device::parse(&Device::Cpu.to_string()).unwrap(), Device::Cpu);
 }
