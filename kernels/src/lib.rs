@@ -25,6 +25,7 @@ macro_rules! operations {
 }
 
 mod arguments;
+pub mod device;
 mod math;
 mod parallel;
 mod scratch;

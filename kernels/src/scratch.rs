@@ -6,7 +6,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
-use prime_runtime::{DType, Device, Element, Result, Tensor};
+use prime_runtime::{DType, Device, Element, Result, Tensor, View, ViewMut};
 
 static FREE: Mutex<Vec<Tensor>> = Mutex::new(Vec::new());
 
@@ -65,6 +65,67 @@ impl<E: Element> Drop for Scratch<E> {
     fn drop(&mut self) {
         if let Some(words) = self.words.take() {
             FREE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(words);
+        }
+    }
+}
+
+/// A lent tensor on a device other than the host, its contents left by its last user.
+pub(crate) struct DeviceScratch {
+    tensor: Option<Tensor>,
+    dims: [usize; 2],
+}
+
+/// Lends `rows x columns` elements of a device's memory. One stream orders everything on a device, so a buffer may be lent again as soon as
+/// the launches that use it have been started.
+///
+/// # Errors
+/// When the device has not that much memory.
+pub(crate) fn device(
+    device: Device,
+    dtype: DType,
+    rows: usize,
+    columns: usize,
+) -> Result<DeviceScratch> {
+    let elements = rows * columns;
+    let mut free = DEVICE_FREE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let fits = |tensor: &Tensor| {
+        tensor.device() == device && tensor.dtype() == dtype && tensor.dims()[0] >= elements
+    };
+    let fitting =
+        (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].dims()[0]);
+    let tensor = match fitting {
+        Some(index) => free.swap_remove(index),
+        None => {
+            drop(free);
+            Tensor::zeros(device, dtype, &[elements.next_power_of_two()])?
+        }
+    };
+    if device == Device::Emulated {
+        prime_runtime::emulated::forget(tensor.view());
+    }
+    Ok(DeviceScratch { tensor: Some(tensor), dims: [rows, columns] })
+}
+
+static DEVICE_FREE: Mutex<Vec<Tensor>> = Mutex::new(Vec::new());
+
+impl DeviceScratch {
+    /// What was lent, to read: `[rows, columns]`.
+    pub(crate) fn view(&self) -> View<'_> {
+        let tensor = self.tensor.as_ref().expect("given back only on drop");
+        tensor.head(self.dims[0] * self.dims[1]).reshape(&self.dims)
+    }
+
+    /// What was lent, to write.
+    pub(crate) fn view_mut(&mut self) -> ViewMut<'_> {
+        let tensor = self.tensor.as_mut().expect("given back only on drop");
+        tensor.head_mut(self.dims[0] * self.dims[1]).into_shape(&self.dims)
+    }
+}
+
+impl Drop for DeviceScratch {
+    fn drop(&mut self) {
+        if let Some(tensor) = self.tensor.take() {
+            DEVICE_FREE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(tensor);
         }
     }
 }

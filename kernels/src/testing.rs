@@ -20,6 +20,73 @@ pub fn generator(seed: u64) -> Generator {
     Generator::new(seed, Stream::Test, 0)
 }
 
+/// The generator of one case of a check, and the device on which its tensors lie.
+pub struct Case {
+    random: Generator,
+    device: Device,
+}
+
+/// The case of a seed on a device.
+pub fn case(device: Device, seed: u64) -> Case {
+    Case { random: generator(seed), device }
+}
+
+impl std::ops::Deref for Case {
+    type Target = Generator;
+    fn deref(&self) -> &Generator {
+        &self.random
+    }
+}
+
+impl std::ops::DerefMut for Case {
+    fn deref_mut(&mut self) -> &mut Generator {
+        &mut self.random
+    }
+}
+
+impl Case {
+    /// Normal numbers times `scale`, rounded to the dtype.
+    pub fn tensor(&mut self, dtype: DType, dims: &[usize], scale: f32) -> Tensor {
+        let host = normal(&mut self.random, dtype, dims, scale);
+        self.place(host)
+    }
+
+    /// These values, rounded to the dtype.
+    pub fn of(&self, values: &[f32], dtype: DType, dims: &[usize]) -> Tensor {
+        self.place(from_f32(values, dtype, dims))
+    }
+
+    /// Indices, or any other u32 numbers, in one dimension.
+    pub fn indices(&self, values: &[u32]) -> Tensor {
+        self.place(Tensor::from_slice(values, &[values.len()]).expect("test tensors are small"))
+    }
+
+    /// What an operation is to overwrite: NaN, which the emulated device counts as never written.
+    pub fn blank(&self, dtype: DType, dims: &[usize]) -> Tensor {
+        let nan = vec![f32::NAN; dims.iter().product()];
+        let tensor = self.place(from_f32(&nan, dtype, dims));
+        if self.device == Device::Emulated {
+            prime_runtime::emulated::forget(tensor.view());
+        }
+        tensor
+    }
+
+    /// See [`Rows::normal`].
+    pub fn rows(&mut self, dtype: DType, rows: usize, columns: usize, scale: f32) -> Rows {
+        let mut host = Rows::normal(&mut self.random, dtype, rows, columns, scale);
+        host.tensor = self.place(host.tensor);
+        host
+    }
+
+    /// A host tensor on the case's device.
+    pub fn place(&self, host: Tensor) -> Tensor {
+        match self.device {
+            Device::Cpu => host,
+            device => host.to(device).expect("test tensors are small"),
+        }
+    }
+}
+
 /// float32 or bfloat16, by chance.
 pub fn any_dtype(random: &mut Generator) -> DType {
     if random.below(2) == 0 { DType::F32 } else { DType::BF16 }
@@ -141,7 +208,7 @@ pub(crate) fn algorithm_vectors() -> Option<Vec<serde_json::Value>> {
     Some(serde_json::from_value(whole["cases"].take()).expect("`cases` is a list"))
 }
 
-/// A host tensor whose rows may lie apart, as a part of a fused buffer does, between columns that no operation may write.
+/// A tensor whose rows may lie apart, as a part of a fused buffer does, between columns that no operation may write.
 pub struct Rows {
     tensor: Tensor,
     before: usize,

@@ -3,17 +3,17 @@
 use prime_runtime::{DType, Device};
 
 use super::reference;
-use crate::testing::{Rows, any_dtype, compare, generator, roundoff};
+use crate::testing::{any_dtype, case, compare, roundoff};
 
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
-pub fn check(_device: Device, seed: u64) -> Result<(), String> {
-    let mut random = generator(seed);
+pub fn check(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
     let (tokens, width) = (random.below(9) as usize, 1 + random.below(150) as usize);
-    let mut rows = |columns, scale| Rows::normal(&mut random, dtype, tokens, columns, scale);
+    let mut rows = |columns, scale| random.rows(dtype, tokens, columns, scale);
     let (gate_up, d_out) = (rows(2 * width, 2.0), rows(width, 1.0));
     let (mut out, mut d_gate_up) = (rows(width, 1.0), rows(2 * width, 1.0));
     super::forward(out.view_mut(), gate_up.view()).map_err(|error| error.to_string())?;

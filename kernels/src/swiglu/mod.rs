@@ -12,7 +12,10 @@ use crate::arguments::{self, with_float};
 
 pub mod check;
 pub(crate) mod cpu;
+mod cuda;
 pub mod reference;
+
+pub(crate) use cuda::CODE;
 
 /// silu(gate) * up.
 ///
@@ -22,10 +25,12 @@ pub fn forward(out: ViewMut<'_>, gate_up: View<'_>) -> Result<()> {
     const OPERATION: &str = "swiglu.forward";
     check_arguments(OPERATION, ("out", out.as_view()), ("gate_up", gate_up))?;
     match out.device() {
-        Device::Cpu => with_float!(out.dtype(), E => cpu::forward::<E>(out, gate_up)),
-        device => return Err(arguments::no_version(OPERATION, device)),
+        Device::Cpu => {
+            with_float!(out.dtype(), E => cpu::forward::<E>(out, gate_up));
+            Ok(())
+        }
+        _ => cuda::forward(out, gate_up),
     }
-    Ok(())
 }
 
 /// Gradient of both halves, overwritten.
@@ -39,10 +44,10 @@ pub fn backward(d_gate_up: ViewMut<'_>, d_out: View<'_>, gate_up: View<'_>) -> R
     match d_out.device() {
         Device::Cpu => {
             with_float!(d_out.dtype(), E => cpu::backward::<E>(d_gate_up, d_out, gate_up));
+            Ok(())
         }
-        device => return Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::backward(d_gate_up, d_out, gate_up),
     }
-    Ok(())
 }
 
 fn check_arguments(

@@ -1,0 +1,188 @@
+//! Starting a kernel.
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+
+use prime_runtime::{Device, Result, View, ViewMut};
+
+use super::{DeviceStruct, Source};
+
+/// An address in device memory as an argument struct holds it: `Global<T>` in `.cu` text. Under the emulator its top 16 bits say through which
+/// view of the launch it may be used.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pointer(u64);
+
+impl Pointer {
+    /// No address: an argument that is left out.
+    pub(crate) const NULL: Pointer = Pointer(0);
+}
+
+/// What a kernel may touch through one of its pointers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// Address of the first element.
+    pub(crate) start: u64,
+    /// Number of rows.
+    pub(crate) rows: u64,
+    /// Bytes of a row.
+    pub(crate) row_bytes: u64,
+    /// Bytes from the start of one row to the start of the next.
+    pub(crate) row_stride: u64,
+    /// Whether it may be written.
+    pub(crate) writable: bool,
+}
+
+/// Pointers of a launch, at most.
+const MOST_EXTENTS: usize = 32;
+
+/// Blocks and threads of a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: u32,
+    pub(crate) cluster: u32,
+    pub(crate) shared_bytes: u32,
+}
+
+/// How many elements of 16 bytes together a thread may take of a row at once: all of a vector where `columns` and the address and row
+/// distance of every view are multiples of it, else 1. The views share a dtype.
+pub(crate) fn vectorised(columns: usize, views: &[View<'_>]) -> usize {
+    let lanes = 16 / views[0].dtype().size();
+    let aligned = |view: &View<'_>| {
+        view.address().is_multiple_of(16) && (view.dim(0) <= 1 || view.row_stride().is_multiple_of(lanes))
+    };
+    if columns.is_multiple_of(lanes) && views.iter().all(aligned) { lanes } else { 1 }
+}
+
+/// One launch of a kernel: who it is, what it may touch, and how many run it.
+pub(crate) struct Launch<'a> {
+    source: &'static Source,
+    expression: Cow<'static, str>,
+    device: Device,
+    geometry: Geometry,
+    extents: [Extent; MOST_EXTENTS],
+    extent_count: usize,
+    lifetime: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Launch<'a> {
+    /// A launch of an instance that the source lists, on `Cuda` or `Emulated`. One block of one thread until told otherwise.
+    pub(crate) fn new(
+        source: &'static Source,
+        expression: impl Into<Cow<'static, str>>,
+        device: Device,
+    ) -> Self {
+        let nothing = Extent { start: 0, rows: 0, row_bytes: 0, row_stride: 0, writable: false };
+        Launch {
+            source,
+            expression: expression.into(),
+            device,
+            geometry: Geometry { grid: [1; 3], block: 1, cluster: 1, shared_bytes: 0 },
+            extents: [nothing; MOST_EXTENTS],
+            extent_count: 0,
+            lifetime: PhantomData,
+        }
+    }
+
+    /// A pointer through which the kernel may read a view.
+    pub(crate) fn read(&mut self, view: View<'a>) -> Pointer {
+        self.pointer(view, false)
+    }
+
+    /// [`Launch::read`] of a view that may be left out.
+    pub(crate) fn read_if(&mut self, view: Option<View<'a>>) -> Pointer {
+        view.map_or(Pointer::NULL, |view| self.read(view))
+    }
+
+    /// A pointer through which the kernel may read and write a view.
+    pub(crate) fn write(&mut self, view: &'a mut ViewMut<'_>) -> Pointer {
+        let view = view.as_view();
+        self.pointer(view, true)
+    }
+
+    /// [`Launch::write`] of a view that may be left out.
+    pub(crate) fn write_if(&mut self, view: Option<&'a mut ViewMut<'_>>) -> Pointer {
+        view.map_or(Pointer::NULL, |view| self.write(view))
+    }
+
+    fn pointer(&mut self, view: View<'_>, writable: bool) -> Pointer {
+        assert_eq!(view.device(), self.device, "a launch on one device was given a tensor of another");
+        let size = view.dtype().size() as u64;
+        let rows = view.dims().first().copied().unwrap_or(1) as u64;
+        let row_bytes = if rows == 0 { 0 } else { view.elements() as u64 / rows * size };
+        let extent = Extent {
+            start: view.address(),
+            rows,
+            row_bytes,
+            row_stride: view.row_stride() as u64 * size,
+            writable,
+        };
+        assert!(self.extent_count < MOST_EXTENTS, "a launch has at most {MOST_EXTENTS} pointers");
+        self.extents[self.extent_count] = extent;
+        self.extent_count += 1;
+        match self.device {
+            Device::Emulated => Pointer(extent.start | (self.extent_count as u64) << 48),
+            _ => Pointer(extent.start),
+        }
+    }
+
+    /// Blocks in each direction.
+    pub(crate) fn grid(mut self, grid: [usize; 3]) -> Self {
+        self.geometry.grid =
+            grid.map(|blocks| u32::try_from(blocks).expect("a grid has fewer than 2^32 blocks a side"));
+        self
+    }
+
+    /// Threads of a block.
+    pub(crate) fn block(mut self, threads: u32) -> Self {
+        self.geometry.block = threads;
+        self
+    }
+
+    /// Bytes of shared memory of a block.
+    pub(crate) fn shared(mut self, bytes: usize) -> Self {
+        self.geometry.shared_bytes =
+            u32::try_from(bytes).expect("a block has fewer than 2^32 bytes of shared memory");
+        self
+    }
+
+    /// Starts the kernel with its arguments, behind all that was started on the device before. A grid without blocks does nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot be compiled or started; on the emulated device, which waits for its end, when it breaks a rule.
+    pub(crate) fn run<S: DeviceStruct>(&self, arguments: &S) -> Result<()> {
+        if self.geometry.grid.contains(&0) {
+            return Ok(());
+        }
+        // SAFETY: an argument struct is plain data of `repr(C)`, alive for the call; padding is copied, not looked at.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(std::ptr::from_ref(arguments).cast::<u8>(), size_of::<S>())
+        };
+        match self.device {
+            Device::Cpu => unreachable!("the host has versions of its own"),
+            #[cfg(feature = "emulated")]
+            Device::Emulated => super::emulator::launch(
+                &self.expression,
+                bytes,
+                self.geometry,
+                &self.extents[..self.extent_count],
+            ),
+            #[cfg(not(feature = "emulated"))]
+            Device::Emulated => super::check(self.device),
+            Device::Cuda(index) => self.on_gpu(index, bytes),
+        }
+    }
+}
+
+impl Launch<'_> {
+    fn on_gpu(&self, index: u32, arguments: &[u8]) -> Result<()> {
+        use prime_runtime::cuda;
+
+        let program =
+            cuda::Program { name: self.source.name, source: self.source.text, headers: super::HEADERS };
+        let function = cuda::function(index, &program, &self.expression)?;
+        let Geometry { grid, block, cluster, shared_bytes } = self.geometry;
+        cuda::launch(index, function, cuda::Geometry { grid, block, cluster, shared_bytes }, arguments)
+    }
+}

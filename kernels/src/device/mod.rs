@@ -1,0 +1,79 @@
+//! Device code and how it is started: what the launchers of all rooms share.
+//!
+//! A room's `.cu` text runs on a GPU, compiled at run time for the chip found, and on the emulated device, compiled as C++ when this
+//! crate is built with the feature `emulated`. Its `cuda.rs` fills one argument struct a kernel and starts it through [`Launch`], which
+//! is the same for both.
+
+use prime_runtime::Device;
+
+#[cfg(feature = "emulated")]
+mod emulator;
+mod launch;
+mod structs;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use launch::{Launch, Pointer, vectorised};
+pub(crate) use structs::{DeviceStruct, StructLayout, device_struct};
+
+/// The text of one `.cu` file.
+pub struct Source {
+    /// Its path below `kernels/src`, as messages and the override folder name it.
+    pub name: &'static str,
+    /// Its text, as it was when this program was built.
+    pub text: &'static str,
+}
+
+/// All device code of a room.
+pub struct Code {
+    /// Its `.cu` files.
+    pub sources: &'static [Source],
+    /// The argument structs of its kernels as Rust lays them out.
+    pub structs: &'static [StructLayout],
+}
+
+/// Names a `.cu` file of the room in which this stands: `source!("swiglu", "swiglu.cu")`.
+macro_rules! source {
+    ($room:literal, $file:literal) => {
+        $crate::device::Source { name: concat!($room, "/", $file), text: include_str!($file) }
+    };
+}
+pub(crate) use source;
+
+/// The name of a kernel's instance for a float dtype: `by_dtype!(dtype, "swiglu_forward<", ">")`.
+macro_rules! by_dtype {
+    ($dtype:expr, $before:literal, $after:literal) => {
+        match $dtype {
+            prime_runtime::DType::BF16 => concat!($before, "bf16", $after),
+            _ => concat!($before, "float", $after),
+        }
+    };
+}
+pub(crate) use by_dtype;
+
+/// The prelude's headers by name, which every `.cu` may include.
+pub const HEADERS: &[(&str, &str)] = &[
+    ("prelude.cuh", include_str!("../../prelude/prelude.cuh")),
+];
+
+/// Whether this program was built with the emulated device.
+pub const fn emulated_available() -> bool {
+    cfg!(feature = "emulated")
+}
+
+/// The device code of all rooms.
+pub const CODE: &[&Code] = &[&crate::swiglu::CODE];
+
+/// Checks that kernels can be started on a device in this build.
+///
+/// # Errors
+/// A sentence that says what is missing.
+pub fn check(device: Device) -> prime_runtime::Result<()> {
+    match device {
+        Device::Emulated if !emulated_available() => Err(prime_runtime::Error::Device(
+            "this program was built without the emulated device; build it with `--features emulated`, which needs a C++ compiler"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
