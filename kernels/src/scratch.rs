@@ -91,18 +91,15 @@ pub(crate) fn device(
     let fits = |tensor: &Tensor| {
         tensor.device() == device && tensor.dtype() == dtype && tensor.dims()[0] >= elements
     };
-    let fitting =
-        (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].dims()[0]);
-    let tensor = match fitting {
+    let fitting = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].dims()[0]);
+    let mut tensor = match fitting {
         Some(index) => free.swap_remove(index),
         None => {
             drop(free);
             Tensor::zeros(device, dtype, &[elements.next_power_of_two()])?
         }
     };
-    if device == Device::Emulated {
-        prime_runtime::emulated::forget(tensor.view());
-    }
+    prime_runtime::emulated::forget(tensor.view_mut());
     Ok(DeviceScratch { tensor: Some(tensor), dims: [rows, columns] })
 }
 

@@ -6,6 +6,23 @@ use prime_runtime::{DType, Device, Element, Tensor, View, ViewMut, bf16};
 /// One random case of an operation on a device against its oracle; the message says what disagreed.
 pub type Check = fn(Device, u64) -> Result<(), String>;
 
+/// Random cases of each operation on each device.
+#[cfg(test)]
+const CASES: u64 = 200;
+
+/// Runs the random cases of an operation on a device.
+///
+/// # Panics
+/// With the seed and what disagreed.
+#[cfg(test)]
+pub(crate) fn assert_cases(device: Device, check: Check) {
+    for seed in 0..CASES {
+        if let Err(message) = check(device, seed) {
+            panic!("on {device}, seed {seed}: {message}");
+        }
+    }
+}
+
 /// The unit roundoff of a storage type: half the distance from 1 to the next value.
 pub fn roundoff(dtype: DType) -> f64 {
     match dtype {
@@ -64,10 +81,8 @@ impl Case {
     /// What an operation is to overwrite: NaN, which the emulated device counts as never written.
     pub fn blank(&self, dtype: DType, dims: &[usize]) -> Tensor {
         let nan = vec![f32::NAN; dims.iter().product()];
-        let tensor = self.place(from_f32(&nan, dtype, dims));
-        if self.device == Device::Emulated {
-            prime_runtime::emulated::forget(tensor.view());
-        }
+        let mut tensor = self.place(from_f32(&nan, dtype, dims));
+        prime_runtime::emulated::forget(tensor.view_mut());
         tensor
     }
 

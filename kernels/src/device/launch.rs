@@ -50,7 +50,8 @@ pub(crate) struct Geometry {
 pub(crate) fn vectorised(columns: usize, views: &[View<'_>]) -> usize {
     let lanes = 16 / views[0].dtype().size();
     let aligned = |view: &View<'_>| {
-        view.address().is_multiple_of(16) && (view.dim(0) <= 1 || view.row_stride().is_multiple_of(lanes))
+        view.address().is_multiple_of(16)
+            && (view.dim(0) <= 1 || view.row_stride().is_multiple_of(lanes))
     };
     if columns.is_multiple_of(lanes) && views.iter().all(aligned) { lanes } else { 1 }
 }
@@ -107,7 +108,11 @@ impl<'a> Launch<'a> {
     }
 
     fn pointer(&mut self, view: View<'_>, writable: bool) -> Pointer {
-        assert_eq!(view.device(), self.device, "a launch on one device was given a tensor of another");
+        assert_eq!(
+            view.device(),
+            self.device,
+            "a launch on one device was given a tensor of another"
+        );
         let size = view.dtype().size() as u64;
         let rows = view.dims().first().copied().unwrap_or(1) as u64;
         let row_bytes = if rows == 0 { 0 } else { view.elements() as u64 / rows * size };
@@ -129,8 +134,8 @@ impl<'a> Launch<'a> {
 
     /// Blocks in each direction.
     pub(crate) fn grid(mut self, grid: [usize; 3]) -> Self {
-        self.geometry.grid =
-            grid.map(|blocks| u32::try_from(blocks).expect("a grid has fewer than 2^32 blocks a side"));
+        self.geometry.grid = grid
+            .map(|blocks| u32::try_from(blocks).expect("a grid has fewer than 2^32 blocks a side"));
         self
     }
 
@@ -155,6 +160,7 @@ impl<'a> Launch<'a> {
         if self.geometry.grid.contains(&0) {
             return Ok(());
         }
+        #[cfg_attr(not(feature = "emulated"), allow(unused_variables))]
         // SAFETY: an argument struct is plain data of `repr(C)`, alive for the call; padding is copied, not looked at.
         let bytes = unsafe {
             std::slice::from_raw_parts(std::ptr::from_ref(arguments).cast::<u8>(), size_of::<S>())
@@ -170,19 +176,7 @@ impl<'a> Launch<'a> {
             ),
             #[cfg(not(feature = "emulated"))]
             Device::Emulated => super::check(self.device),
-            Device::Cuda(index) => self.on_gpu(index, bytes),
+            device => Err(crate::arguments::no_version("launch", device)),
         }
-    }
-}
-
-impl Launch<'_> {
-    fn on_gpu(&self, index: u32, arguments: &[u8]) -> Result<()> {
-        use prime_runtime::cuda;
-
-        let program =
-            cuda::Program { name: self.source.name, source: self.source.text, headers: super::HEADERS };
-        let function = cuda::function(index, &program, &self.expression)?;
-        let Geometry { grid, block, cluster, shared_bytes } = self.geometry;
-        cuda::launch(index, function, cuda::Geometry { grid, block, cluster, shared_bytes }, arguments)
     }
 }

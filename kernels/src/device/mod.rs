@@ -6,8 +6,7 @@
 
 use prime_runtime::Device;
 
-#[cfg(feature = "emulated")]
-mod emulator;
+#[allow(dead_code)]
 mod launch;
 mod structs;
 #[cfg(test)]
@@ -51,9 +50,24 @@ macro_rules! by_dtype {
 }
 pub(crate) use by_dtype;
 
-/// The prelude's headers by name, which every `.cu` may include.
-pub const HEADERS: &[(&str, &str)] = &[
-    ("prelude.cuh", include_str!("../../prelude/prelude.cuh")),
+/// Embeds headers of the prelude under the names that `.cu` files include them by.
+macro_rules! headers {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../prelude/", $name)))),*]
+    };
+}
+
+/// The prelude's headers by name.
+pub const HEADERS: &[(&str, &str)] = headers![
+    "atomics.cuh",
+    "copy_async.cuh",
+    "math.cuh",
+    "matrix.cuh",
+    "philox.cuh",
+    "pointers.cuh",
+    "prelude.cuh",
+    "threads.cuh",
+    "types.cuh",
 ];
 
 /// Whether this program was built with the emulated device.

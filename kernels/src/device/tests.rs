@@ -4,7 +4,10 @@ use super::{CODE, StructLayout};
 
 /// A `.cu` text without comments.
 fn code_of(text: &str) -> String {
-    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The fields of a struct of a `.cu` text by name and type, in order.
@@ -12,19 +15,18 @@ fn fields_of(text: &str, name: &str) -> Option<Vec<(String, String)>> {
     let head = format!("struct {name} {{");
     let body = &text[text.find(&head)? + head.len()..];
     let body = &body[..body.find('}')?];
-    let fields = body.split(';').map(str::trim).filter(|field| !field.is_empty()).flat_map(|field| {
-        // A type may hold spaces and commas between angle brackets; names follow it.
-        let end = match field.rfind('>') {
-            Some(end) => end + 1,
-            None => field.find(' ').unwrap_or(field.len()),
-        };
-        let (kind, names) = field.split_at(end);
-        let kind = if kind.starts_with("Global<") { "Pointer".to_owned() } else { kind.to_owned() };
-        names
-            .split(',')
-            .map(|name| (name.trim().to_owned(), kind.clone()))
-            .collect::<Vec<_>>()
-    });
+    let fields =
+        body.split(';').map(str::trim).filter(|field| !field.is_empty()).flat_map(|field| {
+            // A type may hold spaces and commas between angle brackets; names follow it.
+            let end = match field.rfind('>') {
+                Some(end) => end + 1,
+                None => field.find(' ').unwrap_or(field.len()),
+            };
+            let (kind, names) = field.split_at(end);
+            let kind =
+                if kind.starts_with("Global<") { "Pointer".to_owned() } else { kind.to_owned() };
+            names.split(',').map(|name| (name.trim().to_owned(), kind.clone())).collect::<Vec<_>>()
+        });
     Some(fields.collect())
 }
 
@@ -40,8 +42,10 @@ fn c_type(rust: &str) -> &str {
 fn argument_structs_are_those_of_the_device_code() {
     for code in CODE {
         for StructLayout { name, fields } in code.structs {
-            let found = code.sources.iter().find_map(|source| fields_of(&code_of(source.text), name));
-            let found = found.unwrap_or_else(|| panic!("no `.cu` text of the room has `struct {name}`"));
+            let found =
+                code.sources.iter().find_map(|source| fields_of(&code_of(source.text), name));
+            let found =
+                found.unwrap_or_else(|| panic!("no `.cu` text of the room has `struct {name}`"));
             let expected: Vec<(String, String)> = fields
                 .iter()
                 .map(|(field, kind)| ((*field).to_owned(), c_type(kind).to_owned()))
@@ -68,7 +72,9 @@ fn kernels_include_nothing_but_the_prelude_and_hold_no_assembly() {
 
 #[test]
 fn a_struct_is_read_with_its_types_and_several_names_a_line() {
-    let text = code_of("template <class T> struct A {\n Global<const T> x, y; // z\n u32 rows;\n float epsilon; };");
+    let text = code_of(
+        "template <class T> struct A {\n Global<const T> x, y; // z\n u32 rows;\n float epsilon; };",
+    );
     let found = fields_of(&text, "A").unwrap();
     let expected = [("x", "Pointer"), ("y", "Pointer"), ("rows", "u32"), ("epsilon", "float")];
     assert_eq!(found, expected.map(|(name, kind)| (name.to_owned(), kind.to_owned())));
