@@ -17,13 +17,18 @@
 #pragma once
 
 #include "atomics.cuh"
+#include "barrier.cuh"
+#include "bulk.cuh"
+#include "cluster.cuh"
 #include "copy_async.cuh"
 #include "math.cuh"
 #include "matrix.cuh"
 #include "philox.cuh"
 #include "pointers.cuh"
 #include "threads.cuh"
+#include "tma.cuh"
 #include "types.cuh"
+#include "wgmma.cuh"
 
 #ifdef PRIME_DEVICE
 
