@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use prime_runtime::checkpoint::{
-    AtomicFile, FolderLock, atomic_write, latest, remove_stale, save, verify,
+    AtomicFile, FolderLock, atomic_write, latest, prune, remove_stale, save, verify,
 };
 use prime_runtime::{Error, Result};
 
@@ -124,6 +124,19 @@ fn the_newest_are_kept_and_others_names_are_left_alone() {
     // By number, not by letter; what has no manifest is not ours to remove.
     assert_eq!(names_in(parent.path()), ["best", "step-0", "step-10", "step-11"]);
     assert_eq!(latest(parent.path()).unwrap(), Some(parent.path().join("step-11")));
+}
+
+#[test]
+fn what_a_killed_process_did_not_come_to_remove_is_removed_later() {
+    let parent = tempfile::tempdir().unwrap();
+    for step in [3, 20, 100] {
+        save(parent.path(), &format!("step-{step}"), 0, |folder| fill(folder, "a")).unwrap();
+    }
+    fs::create_dir(parent.path().join("step-2")).unwrap();
+    prune(parent.path(), 0).unwrap();
+    assert_eq!(names_in(parent.path()), ["step-100", "step-2", "step-20", "step-3"]);
+    prune(parent.path(), 2).unwrap();
+    assert_eq!(names_in(parent.path()), ["step-100", "step-2", "step-20"]);
 }
 
 #[test]

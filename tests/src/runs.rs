@@ -8,7 +8,9 @@ use anyhow::Result;
 use prime::config::Config;
 use prime::run::folder::RunFolder;
 use prime::run::{End, interrupt};
-use prime_model::Tokenizer;
+use prime_model::folder::{self as model_folder, Companions};
+use prime_model::{Architecture, Config as ModelConfig, RopeScaling, Tokenizer, Weights};
+use prime_runtime::DType;
 use serde_json::Value;
 
 /// Where a child process finds its run; without it there is nothing for it to do.
@@ -103,6 +105,41 @@ pub fn parities(folder: &Path) -> Vec<String> {
         "rollout.max_new_tokens=2".to_string(),
         "sft.batch_size=3".to_string(),
     ]
+}
+
+/// A random model of another family and shape than the tiny run's, with the tokenizer of a folder.
+///
+/// # Panics
+/// When it cannot be made or saved.
+pub fn other_model(folder: &Path, tokenizer: &Path) -> PathBuf {
+    let vocab_size = Tokenizer::load(tokenizer).expect("a tokenizer").vocab_size();
+    let config = ModelConfig {
+        architecture: Architecture::Qwen3,
+        vocab_size,
+        hidden_size: 24,
+        intermediate_size: 40,
+        num_layers: 3,
+        num_heads: 3,
+        num_kv_heads: 1,
+        head_dim: 8,
+        rms_norm_eps: 1e-6,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        tie_word_embeddings: true,
+        qkv_bias: false,
+        output_bias: false,
+        qk_norm: true,
+        max_position_embeddings: 128,
+        dtype: DType::F32,
+        bos_token_id: None,
+        eos_token_ids: vec![1],
+        pad_token_id: Some(0),
+        initializer_range: 0.1,
+    };
+    let weights = Weights::random(&config, DType::F32, 5).expect("a model's weights");
+    let path = folder.join("other");
+    model_folder::save(&path, &config, &weights, Companions::Of(tokenizer)).expect("a saved model");
+    path
 }
 
 /// Everything that a run computed: its files but for events, and its metrics but for what was measured on the clock or the machine.

@@ -168,26 +168,44 @@ fn weights_that_are_nan_are_refused_with_the_step_s_name_and_a_checkpoint() {
     }
     let run = tempfile::tempdir().unwrap();
     let sentence = refusal(run.path(), &[of("model.path", &broken), "sft.steps=0".into()]);
-    assert_contains(&sentence, &["the evaluation of start after step 0", "not a finite number"]);
+    assert_contains(
+        &sentence,
+        &["the evaluation of the model at the start", "not a finite number"],
+    );
 }
 
-/// Every update multiplies the weights by -9: after some dozens they are too large to square.
-#[test]
-fn a_step_refused_halfway_is_not_taken_for_a_step() {
-    let run = tempfile::tempdir().unwrap();
+/// Every update multiplies the weights by -9: after some of them they are too large to square.
+fn diverging(epochs: u64) -> Vec<String> {
     let settings = [
         "sft.steps=0",
-        "policy.epochs=200",
         "policy.learning_rate=1",
         "policy.weight_decay=10",
         "policy.warmup=0",
+        "eval.every=1",
+        &format!("policy.epochs={epochs}"),
     ];
+    settings.map(String::from).to_vec()
+}
+
+#[test]
+fn a_policy_that_diverges_within_a_step_is_not_taken_for_the_step_and_after_it_is_said_to_have() {
+    let run = tempfile::tempdir().unwrap();
+    let settings = diverging(200);
     let sentence = refusal(run.path(), &settings);
-    assert_contains(&sentence, &["prime step 1 was refused", "refused-prime-step-1", "updates"]);
+    assert_contains(&sentence, &["prime step 1 was refused", "refused-prime-step-1", "NaN"]);
     let checkpoints = run.path().join("checkpoints");
     checkpoint::verify(checkpoints.join("refused-prime-step-1")).unwrap();
     assert!(checkpoint::latest(&checkpoints).unwrap().unwrap().ends_with("step-0"));
     assert_eq!(refusal(run.path(), &settings), sentence);
+
+    // As many updates as went well, of which one is the PRM's: then the step is made, and it is the evaluation that finds out.
+    let updates = sentence.split("its first updates, ").nth(1).unwrap().split(',').next().unwrap();
+    let run = tempfile::tempdir().unwrap();
+    let sentence = refusal(run.path(), &diverging(updates.parse::<u64>().unwrap() - 1));
+    assert_contains(&sentence, &["the evaluation after prime step 1 was refused", "not a finite"]);
+    let checkpoints = run.path().join("checkpoints");
+    assert!(checkpoint::latest(&checkpoints).unwrap().unwrap().ends_with("step-1"));
+    checkpoint::verify(checkpoints.join("step-0")).unwrap();
 }
 
 /// Settings of a data set whose training file holds `text`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use prime::run::{End, interrupt};
@@ -19,6 +19,12 @@ const CHILD: &str = "a_run_in_a_process_of_its_own";
 #[test]
 fn a_run_in_a_process_of_its_own() {
     runs::act_as_child();
+}
+
+fn one_run() -> MutexGuard<'static, ()> {
+    let guard = ONE_RUN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    interrupt::withdraw();
+    guard
 }
 
 fn unbroken<S: AsRef<str>>(settings: &[S]) -> BTreeMap<String, Vec<u8>> {
@@ -48,7 +54,7 @@ fn stop_after_every_step<S: AsRef<str>>(folder: &Path, settings: &[S]) -> usize 
 
 #[test]
 fn a_run_stopped_after_each_of_its_steps_ends_with_the_bits_of_an_unbroken_one() {
-    let _guard = ONE_RUN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _guard = one_run();
     let expected = unbroken::<&str>(&[]);
     for name in [
         "sft/policy/model.safetensors",
@@ -69,12 +75,15 @@ fn a_run_stopped_after_each_of_its_steps_ends_with_the_bits_of_an_unbroken_one()
     runs::assert_same_results("stopped 17 times", &runs::results(folder.path()), &expected);
 }
 
-/// 7 problems, of which SFT takes 3 a step and PRIME 4: epochs end within steps, and prompts wait in the buffer.
+/// 7 problems, of which SFT takes 3 a step and PRIME 4: epochs end within steps, and prompts wait in the buffer. The PRM is a model of
+/// another shape than the policy.
 #[test]
 fn a_small_data_set_goes_on_where_it_was_across_epochs_minibatches_and_waiting_prompts() {
-    let _guard = ONE_RUN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _guard = one_run();
     let data = tempfile::tempdir().unwrap();
     let mut settings = runs::parities(data.path());
+    let prm = runs::other_model(data.path(), &data.path().join("tokenizer"));
+    settings.push(format!("prm.path={}", prm.display()));
     settings.extend(
         [
             "model.dtype=bfloat16",

@@ -92,9 +92,13 @@ impl RunFolder {
             config = wanted.clone();
         }
         checkpoint::remove_stale(path)?;
-        for folder in ["checkpoints", "sft-checkpoints", "outcome-only/checkpoints", "rollouts"] {
+        if path.join("rollouts").is_dir() {
+            checkpoint::remove_stale(path.join("rollouts"))?;
+        }
+        for folder in ["sft-checkpoints", "checkpoints", "outcome-only/checkpoints"] {
             if path.join(folder).is_dir() {
                 checkpoint::remove_stale(path.join(folder))?;
+                checkpoint::prune(path.join(folder), config.train.keep)?;
             }
         }
         let mut folder = Self::open(path, lock)?;

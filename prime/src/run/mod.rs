@@ -279,7 +279,7 @@ fn reinforce(
         );
         let due = step.is_multiple_of(config.eval.every) || stage.also_evaluate == Some(step);
         if due && step < steps {
-            let entry = evaluate_trainer(config, &mut trainer, folder, stage.name, step)?;
+            let entry = evaluate_trainer(config, &mut trainer, folder, stage, checkpoints)?;
             progress.say(&format!("{} after step {step}: {entry}", stage.label));
         }
         if step.is_multiple_of(config.train.save_every) && step < steps {
@@ -290,7 +290,7 @@ fn reinforce(
     // What was evaluated before a run was killed is in the metrics, so the table's entries are read from there.
     let last = match Entry::recorded(folder, stage.name, steps)? {
         Some(entry) => entry,
-        None => evaluate_trainer(config, &mut trainer, folder, stage.name, steps)?,
+        None => evaluate_trainer(config, &mut trainer, folder, stage, checkpoints)?,
     };
     if !was_at_end {
         save(&trainer, folder, checkpoints, config)?;
@@ -388,19 +388,25 @@ fn refused(
     }
 }
 
+/// Evaluates the policy as it stands. Where it cannot be sampled from, as one that has diverged cannot, it is saved like that before a
+/// step that was refused.
 fn evaluate_trainer(
     config: &Config,
     trainer: &mut Trainer,
     folder: &mut RunFolder,
-    stage: &'static str,
-    step: u64,
+    stage: &Stage,
+    checkpoints: &str,
 ) -> Result<Entry> {
     let prompts = trainer.prompts().share();
     let stop = prompts.stop_tokens(trainer.model_config());
-    let samples = trainer.state().samples;
-    let entry = evaluate_with(config, &prompts, trainer.generator()?, &stop)
-        .with_context(|| format!("the evaluation of {stage} after step {step}"))?;
-    record_evaluation(folder, entry, stage, step, samples)
+    let state = trainer.state().clone();
+    match evaluate_with(config, &prompts, trainer.generator()?, &stop) {
+        Ok(entry) => record_evaluation(folder, entry, stage.name, state.step, state.samples),
+        Err(error) => {
+            let name = format!("the evaluation after {} step {}", stage.label, state.step);
+            Err(refused(error, &name, &state, trainer, folder, checkpoints, config))
+        }
+    }
 }
 
 fn evaluate_model(
@@ -417,7 +423,7 @@ fn evaluate_model(
     let mut generator = Generator::new(&model.config, &model.weights, config.generation_limits())?;
     let stop = prompts.stop_tokens(&model.config);
     let entry = evaluate_with(config, prompts, &mut generator, &stop)
-        .with_context(|| format!("the evaluation of {stage} after step {step}"))?;
+        .with_context(|| format!("the evaluation of the model at the {stage} was refused"))?;
     record_evaluation(folder, entry, stage, step, 0)
 }
 

@@ -12,7 +12,14 @@ const LOCK: &str = ".lock";
 /// by a crash; the file `.lock` stays and means nothing by itself.
 #[derive(Debug)]
 pub struct FolderLock {
-    _file: fs::File,
+    file: fs::File,
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing alone would not do where a process was started meanwhile: until that runs its program, it has the file open too.
+        let _ = self.file.unlock();
+    }
 }
 
 impl FolderLock {
@@ -51,6 +58,6 @@ impl FolderLock {
         file.set_len(0)
             .and_then(|()| write!(file, "{}", std::process::id()))
             .map_err(Error::io("write", &path))?;
-        Ok(FolderLock { _file: file })
+        Ok(FolderLock { file })
     }
 }

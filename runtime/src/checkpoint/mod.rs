@@ -7,7 +7,7 @@
 //! - [`save`], [`latest`] and [`verify`] keep the numbered checkpoints of a run, `step-N`.
 //! - [`AtomicFile`] and [`atomic_write`] do for one file what [`save`] does for a folder.
 //! - [`FolderLock`] keeps a second run out of a folder.
-//! - [`remove_stale`] clears away what killed processes left.
+//! - [`remove_stale`] and [`prune`] clear away what killed processes left.
 //!
 //! A temporary is locked by the process that writes it. The system drops the lock when the process dies, however
 //! it dies, so a temporary that can be locked has no owner; process numbers, which come back, are not relied on.
@@ -57,8 +57,8 @@ pub fn save<E: From<Error>>(
     write(temporary.path())?;
     manifest::seal(temporary.path())?;
     swap::replace(temporary, &target)?;
-    if keep > 0 && step_of(name).is_some() {
-        remove_old_steps(parent, name, keep)?;
+    if step_of(name).is_some() {
+        remove_old_steps(parent, Some(name), keep)?;
     }
     Ok(target)
 }
@@ -99,11 +99,23 @@ pub fn remove_stale(folder: impl AsRef<Path>) -> Result<usize> {
     Ok(removed)
 }
 
-fn remove_old_steps(parent: &Path, saved: &str, keep: usize) -> Result<()> {
+/// Removes what [`save`] would have removed, had the process not been killed before it came to that: of the complete checkpoints
+/// `step-N` all but the `keep` with the highest numbers; none if it is 0.
+///
+/// # Errors
+/// When the folder cannot be listed or a checkpoint cannot be removed.
+pub fn prune(parent: impl AsRef<Path>, keep: usize) -> Result<()> {
+    remove_old_steps(parent.as_ref(), None, keep)
+}
+
+fn remove_old_steps(parent: &Path, saved: Option<&str>, keep: usize) -> Result<()> {
+    if keep == 0 {
+        return Ok(());
+    }
     let steps = complete_steps(parent)?;
     let surplus = steps.len().saturating_sub(keep);
     for (_, name) in &steps[..surplus] {
-        if name != saved {
+        if Some(name.as_str()) != saved {
             swap::discard(&parent.join(name))?;
         }
     }
