@@ -52,8 +52,10 @@ pub(super) fn transpose<E: Element>(to: &mut [f32], from: &View<'_>, block: Bloc
         for (slot, row) in rows.iter_mut().zip(first..end) {
             *slot = &from.row::<E>(row)[block.column..][..block.width];
         }
-        for column in (0..block.width).step_by(LANES) {
-            let columns = LANES.min(block.width - column);
+        // A vector holds two bfloat16 columns a lane.
+        let most = LANES * size_of::<f32>() / size_of::<E>();
+        for column in (0..block.width).step_by(most) {
+            let columns = most.min(block.width - column);
             let to = &mut to[column * KEYS + first - block.first..];
             #[cfg(target_arch = "x86_64")]
             if crate::simd::level() >= crate::simd::Level::Avx512 {
@@ -66,7 +68,7 @@ pub(super) fn transpose<E: Element>(to: &mut [f32], from: &View<'_>, block: Bloc
     }
 }
 
-/// A tile of 16 rows, those that there are no longer empty, and up to 16 columns.
+/// A tile of 16 rows, those that there are no longer empty, and some columns.
 fn transpose_tile<E: Element>(to: &mut [f32], rows: &[&[E]; LANES], column: usize, columns: usize) {
     for i in 0..columns {
         for (lane, row) in rows.iter().enumerate() {
@@ -75,8 +77,9 @@ fn transpose_tile<E: Element>(to: &mut [f32], rows: &[&[E]; LANES], column: usiz
     }
 }
 
-/// [`transpose_tile`] in registers. A stage interleaves row i with row i + 8: it turns the eight bits of an element's
-/// place (four of row, four of column) by one, so that four stages exchange row and column.
+/// [`transpose_tile`] in registers, for up to 64 bytes of a row. A stage interleaves row i with row i + 8: it turns the eight bits of a
+/// word's place (four of row, four of column) by one, so that four stages exchange row and column. A word is one float32 or two
+/// bfloat16, the left one in its lower half.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn transpose_tile_avx512<E: Element>(
@@ -86,18 +89,17 @@ fn transpose_tile_avx512<E: Element>(
     columns: usize,
 ) {
     use std::arch::x86_64::*;
-    let mask = (u32::from(u16::MAX) >> (LANES - columns)) as u16;
-    let mut tile = [_mm512_setzero_ps(); LANES];
+    let mut tile = [_mm512_setzero_si512(); LANES];
     for (vector, row) in tile.iter_mut().zip(rows) {
         if !row.is_empty() {
             let from = row[column..][..columns].as_ptr();
-            // SAFETY: the mask leaves the `columns` elements of the slice, of the type that the branch is for.
+            // SAFETY: the masks leave the `columns` elements of the slice, of the type that the branch is for.
             *vector = unsafe {
                 if E::DTYPE == DType::F32 {
-                    _mm512_maskz_loadu_ps(mask, from.cast())
+                    let mask = (u32::from(u16::MAX) >> (16 - columns)) as u16;
+                    _mm512_maskz_loadu_epi32(mask, from.cast())
                 } else {
-                    let narrow = _mm256_maskz_loadu_epi16(mask, from.cast());
-                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
+                    _mm512_maskz_loadu_epi16(u32::MAX >> (32 - columns), from.cast())
                 }
             };
         }
@@ -108,14 +110,27 @@ fn transpose_tile_avx512<E: Element>(
         let rows = tile;
         for row in 0..LANES / 2 {
             let (a, b) = (rows[row], rows[row + LANES / 2]);
-            tile[2 * row] = _mm512_permutex2var_ps(a, low, b);
-            tile[2 * row + 1] = _mm512_permutex2var_ps(a, high, b);
+            tile[2 * row] = _mm512_permutex2var_epi32(a, low, b);
+            tile[2 * row + 1] = _mm512_permutex2var_epi32(a, high, b);
         }
     }
-    for (i, vector) in tile.into_iter().enumerate().take(columns) {
-        let to: &mut [f32; LANES] = to[i * KEYS..].first_chunk_mut().expect("whole vectors");
+    let mut store = |column: usize, vector: __m512i| {
+        let to: &mut [f32; LANES] = to[column * KEYS..].first_chunk_mut().expect("whole vectors");
         // SAFETY: 16 floats.
-        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), vector) };
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), vector) };
+    };
+    if E::DTYPE == DType::F32 {
+        for (i, vector) in tile.into_iter().enumerate().take(columns) {
+            store(i, vector);
+        }
+        return;
+    }
+    let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
+    for (i, vector) in tile.into_iter().enumerate().take(columns.div_ceil(2)) {
+        store(2 * i, _mm512_slli_epi32::<16>(vector));
+        if 2 * i + 1 < columns {
+            store(2 * i + 1, _mm512_and_si512(vector, upper));
+        }
     }
 }
 
@@ -156,7 +171,7 @@ mod tests {
             }
         }
         for rows in [0, 1, 15, 16, 17, 40, 64] {
-            for width in [2, 16, 30, 64] {
+            for width in [1, 2, 16, 30, 31, 33, 64, 80] {
                 case::<f32>(width, rows);
                 case::<prime_runtime::bf16>(width, rows);
             }
