@@ -6,6 +6,8 @@
 
 use prime_runtime::Device;
 
+#[cfg(feature = "emulated")]
+mod emulator;
 #[allow(dead_code)]
 mod launch;
 mod structs;

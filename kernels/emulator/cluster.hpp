@@ -1,0 +1,26 @@
+// Clusters of blocks, and the pool of registers of a block.
+#pragma once
+
+#include "memory.hpp"
+
+namespace emulator {
+
+u32 cluster_rank();
+u32 cluster_size();
+void cluster_arrive();
+void cluster_wait();
+u32 map_address(u32 address, u32 rank);
+bool elect_one();
+void change_registers(u32 count, bool increase);
+
+template <class T> inline Shared<T> map_shared(Shared<T> p, u32 rank) { return Shared<T>{map_address(p.address, rank)}; }
+template <int N> inline void registers_increase() {
+    static_assert(N >= 24 && N <= 256 && N % 8 == 0, "a thread has 24 to 256 registers, a multiple of 8");
+    change_registers(N, true);
+}
+template <int N> inline void registers_decrease() {
+    static_assert(N >= 24 && N <= 256 && N % 8 == 0, "a thread has 24 to 256 registers, a multiple of 8");
+    change_registers(N, false);
+}
+
+} // namespace emulator

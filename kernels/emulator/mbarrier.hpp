@@ -1,0 +1,19 @@
+// Barriers in shared memory that count arrivals and bytes (mbarrier), and the fences around asynchronous copies.
+#pragma once
+
+#include "memory.hpp"
+
+namespace emulator {
+
+void mbarrier_init(Shared<u64> barrier, u32 arrivals);
+void fence_barrier_init();
+void mbarrier_arrive(Shared<u64> barrier);
+void mbarrier_arrive_cluster(Shared<u64> barrier, u32 rank);
+void mbarrier_expect(Shared<u64> barrier, u32 bytes);
+void mbarrier_arrive_expect(Shared<u64> barrier, u32 bytes);
+bool mbarrier_try_wait(Shared<u64> barrier, u32 phase);
+void mbarrier_wait(Shared<u64> barrier, u32 phase);
+void fence_proxy_async();
+void fence_proxy_async_global();
+
+} // namespace emulator

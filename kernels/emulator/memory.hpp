@@ -1,0 +1,181 @@
+// Pointers of the device. Every access through them is checked: bounds, alignment, permission, and that what is read was written.
+#pragma once
+
+#include "machine.hpp"
+
+namespace emulator {
+
+// What a byte of shared memory holds.
+enum ByteState : u8 {
+    NEVER_WRITTEN = 0,
+    WRITTEN = 1,
+    // An asynchronous copy into it has started and was not waited for.
+    IN_FLIGHT = 2,
+    // Part of an mbarrier.
+    BARRIER = 3,
+};
+
+// The dynamic shared memory of a block.
+class SharedMemory {
+  public:
+    // Bytes whose addresses are multiples of 1024 where their offsets are.
+    u8 *data = nullptr;
+    u8 *state = nullptr;
+    u32 size = 0;
+
+    SharedMemory() = default;
+    SharedMemory(const SharedMemory &) = delete;
+    SharedMemory &operator=(const SharedMemory &) = delete;
+    ~SharedMemory();
+
+    // Memory of a new block: nothing is written.
+    void reset(u32 bytes);
+
+  private:
+    u32 capacity = 0;
+};
+
+// A shared address counts bytes from the start of the block's dynamic shared memory. In the upper bits: 0 for the own block, else 1 + the rank of a
+// block of the cluster.
+constexpr u32 SHARED_RANK_SHIFT = 24;
+constexpr u32 SHARED_OFFSET_MASK = (1u << SHARED_RANK_SHIFT) - 1;
+
+struct SharedPlace {
+    SharedMemory *memory;
+    Block *block;
+    u32 offset;
+    u8 *data() const { return memory->data + offset; }
+    u8 *state() const { return memory->state + offset; }
+};
+
+struct GlobalPlace {
+    Buffer *buffer;
+    u64 offset;
+    u8 *data() const { return reinterpret_cast<u8 *>(uintptr_t(buffer->start + offset)); }
+};
+
+// The place of `bytes` bytes, or the end of the launch when they may not be touched together. `what` names the access in the sentence.
+GlobalPlace find_global(u64 address, u32 bytes, u32 alignment, bool write, const char *what);
+SharedPlace find_shared(u32 address, u32 bytes, u32 alignment, const char *what);
+
+// Whole accesses of one thread: the checks, and then the bytes.
+void read_global(void *to, u64 address, u32 bytes, u32 alignment);
+void write_global(u64 address, const void *from, u32 bytes, u32 alignment);
+void read_shared(void *to, u32 address, u32 bytes, u32 alignment);
+void write_shared(u32 address, const void *from, u32 bytes, u32 alignment);
+
+// The checks of bytes found before.
+void check_global_read(const GlobalPlace &place, u32 bytes, const char *what);
+void note_global_write(const GlobalPlace &place, u32 bytes, const char *what);
+void check_shared_read(const SharedPlace &place, u32 bytes, const char *what);
+void note_shared_write(const SharedPlace &place, u32 bytes, const char *what);
+
+// What `p[i]` is: reads when its value is wanted, writes when it is assigned to.
+template <class Pointer> class Element {
+  public:
+    using Type = typename Pointer::Type;
+
+    explicit Element(Pointer pointer) : pointer(pointer) {}
+    Element(const Element &) = default;
+
+    operator Value<Type>() const { return get(); }
+    const Element &operator=(const Value<Type> &value) const { return set(value); }
+    const Element &operator=(const Element &other) const { return set(other.get()); }
+    template <class U> const Element &operator+=(const U &value) const { return set(Value<Type>(get() + value)); }
+    template <class U> const Element &operator-=(const U &value) const { return set(Value<Type>(get() - value)); }
+    template <class U> const Element &operator*=(const U &value) const { return set(Value<Type>(get() * value)); }
+    template <class U> const Element &operator|=(const U &value) const { return set(Value<Type>(get() | value)); }
+    template <class U> const Element &operator&=(const U &value) const { return set(Value<Type>(get() & value)); }
+    template <class U> const Element &operator^=(const U &value) const { return set(Value<Type>(get() ^ value)); }
+    const Element &operator++() const { return set(Value<Type>(get() + 1)); }
+
+    Value<Type> get() const {
+        Value<Type> value;
+        pointer.read(&value, sizeof value, alignof(Value<Type>));
+        return value;
+    }
+
+  private:
+    const Element &set(const Value<Type> &value) const {
+        static_assert(!std::is_const<Type>::value, "a pointer to const is not written through");
+        pointer.write(&value, sizeof value, alignof(Value<Type>));
+        return *this;
+    }
+
+    Pointer pointer;
+};
+
+template <class T, class U>
+using AddsConst = std::enable_if_t<std::is_same<U, const T>::value && !std::is_same<U, T>::value>;
+
+// A pointer to device memory.
+template <class T> struct Global {
+    using Type = T;
+    u64 address;
+
+    // What is only read is read at once.
+    template <class I> auto operator[](I i) const {
+        const Element<Global> element(*this + i);
+        if constexpr (std::is_const<T>::value) {
+            return element.get();
+        } else {
+            return element;
+        }
+    }
+    template <class I> Global operator+(I n) const { return Global{u64(address + i64(n) * i64(sizeof(T)))}; }
+    template <class I> Global operator-(I n) const { return Global{u64(address - i64(n) * i64(sizeof(T)))}; }
+    template <class I> Global &operator+=(I n) { return *this = *this + n; }
+    explicit operator bool() const { return address != 0; }
+    template <class U, class = AddsConst<T, U>> operator Global<U>() const { return Global<U>{address}; }
+    template <class U> Global<U> as() const { return Global<U>{address}; }
+
+    void read(void *to, u32 bytes, u32 alignment) const { read_global(to, address, bytes, alignment); }
+    void write(const void *from, u32 bytes, u32 alignment) const { write_global(address, from, bytes, alignment); }
+};
+
+// A pointer into the dynamic shared memory of the block, or of another block of the cluster.
+template <class T> struct Shared {
+    using Type = T;
+    u32 address;
+
+    // What is only read is read at once.
+    template <class I> auto operator[](I i) const {
+        const Element<Shared> element(*this + i);
+        if constexpr (std::is_const<T>::value) {
+            return element.get();
+        } else {
+            return element;
+        }
+    }
+    template <class I> Shared operator+(I n) const { return Shared{u32(address + i64(n) * i64(sizeof(T)))}; }
+    template <class I> Shared operator-(I n) const { return Shared{u32(address - i64(n) * i64(sizeof(T)))}; }
+    template <class I> Shared &operator+=(I n) { return *this = *this + n; }
+    explicit operator bool() const { return true; }
+    template <class U, class = AddsConst<T, U>> operator Shared<U>() const { return Shared<U>{address}; }
+    template <class U> Shared<U> as() const { return Shared<U>{address}; }
+
+    void read(void *to, u32 bytes, u32 alignment) const { read_shared(to, address, bytes, alignment); }
+    void write(const void *from, u32 bytes, u32 alignment) const { write_shared(address, from, bytes, alignment); }
+};
+
+template <class T> inline Shared<T> shared(u32 byte_offset) { return Shared<T>{byte_offset}; }
+template <class T> inline u32 shared_address(Shared<T> p) { return p.address; }
+
+// N elements in one access, which must be aligned to its size.
+template <int N, template <class> class Pointer, class T> inline Vector<Value<T>, N> load(Pointer<T> p) {
+    constexpr u32 BYTES = N * sizeof(T);
+    static_assert(BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "one access moves 2, 4, 8 or 16 bytes");
+    Vector<Value<T>, N> value;
+    p.read(&value, BYTES, BYTES);
+    return value;
+}
+template <template <class> class Pointer, class T, int N> inline void store(Pointer<T> p, const Vector<T, N> &value) {
+    constexpr u32 BYTES = N * sizeof(T);
+    static_assert(BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "one access moves 2, 4, 8 or 16 bytes");
+    p.write(&value, BYTES, BYTES);
+}
+template <int N, class T> inline Vector<Value<T>, N> load_constant(Global<T> p) { return load<N>(p); }
+template <int N, class T> inline Vector<Value<T>, N> load_streaming(Global<T> p) { return load<N>(p); }
+template <class T, int N> inline void store_streaming(Global<T> p, const Vector<T, N> &value) { store(p, value); }
+
+} // namespace emulator
