@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::graders::nearest;
-use crate::step::{Aggregation, Form, Granularity, ProcessNorm};
+use crate::step::{Aggregation, Estimator, Form, Granularity, ProcessNorm};
 use crate::tasks::{ArithmeticSettings, CountdownSettings, JsonlSettings};
 
 /// The documented defaults, as text.
@@ -288,6 +288,7 @@ pub struct PrmConfig {
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct AdvantageConfig {
+    pub estimator: Estimator,
     pub form: Form,
     pub process_norm: ProcessNorm,
     pub process_coef: f64,
@@ -439,6 +440,11 @@ impl Config {
         within("filter.upper", self.filter.upper, self.filter.lower, 1.0)?;
         within("prm.beta", self.prm.beta, 1e-9, 1e9)?;
         within("advantage.process_coef", self.advantage.process_coef, 0.0, 1e9)?;
+        if self.advantage.estimator == Estimator::Gae {
+            bail!(
+                "advantage.estimator is gae, which needs a critic, and training has none; `prime replay` takes a critic's `values` with the rollouts"
+            );
+        }
         within("advantage.outcome_coef", self.advantage.outcome_coef, 0.0, 1e9)?;
         within("advantage.process_gamma", self.advantage.process_gamma, 0.0, 1.0)?;
         within("policy.clip_low", f64::from(self.policy.clip_low), 0.0, 1.0)?;

@@ -9,6 +9,7 @@
 //! | `old_log_probs` | of each token of the response, under the policy that sampled |
 //! | `prm_log_probs`, `ref_log_probs` | the same under the PRM and its reference; all lines may lack both where `process_coef` is 0 |
 //! | `new_log_probs` | the same under the policy being updated; the old ones where it is missing |
+//! | `values` | a critic's value of the text before each token; needed by `estimator=gae` alone |
 //! | `step_ends` | the indices of the tokens that end a step; needed by `granularity=step` alone |
 //!
 //! Output: each line as it was with `process_rewards`, `returns` and `advantages`, and a last line of losses.
@@ -22,7 +23,9 @@ use prime_runtime::{View, ViewMut};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::step::{Granularity, Response, Rollouts, accuracy, advantage, implicit_reward};
+use crate::step::{
+    Estimator, Granularity, Response, Rollouts, accuracy, advantage, implicit_reward,
+};
 
 mod settings;
 
@@ -111,7 +114,7 @@ pub fn replay(input: impl BufRead, settings: &ReplaySettings) -> Result<Replay> 
     } else {
         vec![0.0; tokens]
     };
-    let computed = advantage::rloo(&batch, &settings.returns())?;
+    let computed = advantage::advantages(&batch, &settings.returns())?;
     (batch.returns, batch.advantages) = (computed.returns, computed.advantages);
 
     let lengths = batch.lengths();
@@ -169,6 +172,7 @@ struct Line {
     old: Vec<f32>,
     new: Vec<f32>,
     prm: Option<(Vec<f32>, Vec<f32>)>,
+    values: Option<Vec<f32>>,
     step_ends: Option<Vec<bool>>,
 }
 
@@ -195,13 +199,14 @@ fn read(input: impl BufRead, settings: &ReplaySettings) -> Result<(Rollouts, Vec
     }
 
     let with_prm = settings.process_coef != 0.0 || lines.iter().any(|line| line.prm.is_some());
+    let with_values = settings.estimator == Estimator::Gae;
     let with_steps = settings.granularity == Granularity::Step;
     let mut batch = Rollouts::new();
     let mut response_of = vec![0; lines.len()];
     for group in &groups {
         let first = &lines[group[0]];
         ensure!(
-            group.len() >= 2,
+            group.len() >= 2 || settings.estimator != Estimator::Rloo,
             "line {}: prompt `{}` has this one response; leave-one-out advantages need at least 2 to each prompt",
             first.number,
             first.prompt_id
@@ -226,6 +231,15 @@ fn read(input: impl BufRead, settings: &ReplaySettings) -> Result<(Rollouts, Vec
                 };
                 batch.prm_log_probs.extend_from_slice(prm);
                 batch.ref_log_probs.extend_from_slice(reference);
+            }
+            if with_values {
+                let values = line.values.as_ref().with_context(|| {
+                    format!(
+                        "line {}: the field values is missing; estimator=gae needs it",
+                        line.number
+                    )
+                })?;
+                batch.values.extend_from_slice(values);
             }
             if with_steps {
                 let ends = line.step_ends.as_ref().with_context(|| {
@@ -285,13 +299,24 @@ fn parse(number: usize, bytes: &[u8]) -> Result<Line> {
         (None, Some(_)) => bail!("the field prm_log_probs is missing"),
         (Some(_), None) => bail!("the field ref_log_probs is missing"),
     };
+    let values = of_length("values")?;
     let new = of_length("new_log_probs")?.unwrap_or_else(|| old.clone());
     let step_ends = step_ends(&fields, old.len())?;
     // What an earlier replay or the run itself computed makes room for what this one does.
     for computed in ["process_rewards", "returns", "advantages"] {
         fields.shift_remove(computed);
     }
-    Ok(Line { number, prompt_id, outcome: outcome as f32, old, new, prm, step_ends, fields })
+    Ok(Line {
+        number,
+        prompt_id,
+        outcome: outcome as f32,
+        old,
+        new,
+        prm,
+        values,
+        step_ends,
+        fields,
+    })
 }
 
 /// A field of finite numbers, where there is one.

@@ -445,12 +445,14 @@ impl Trainer {
     fn advise(&self, batch: &mut Rollouts) -> Result<()> {
         let config = &self.config.advantage;
         let settings = advantage::Settings {
+            estimator: config.estimator,
             form: config.form,
             outcome_coef: config.outcome_coef,
             process_coef: if self.prm.is_some() { config.process_coef } else { 0.0 },
             process_gamma: config.process_gamma,
+            gae_lambda: 1.0,
         };
-        let advantages = advantage::rloo(batch, &settings)?;
+        let advantages = advantage::advantages(batch, &settings)?;
         batch.returns = advantages.returns;
         batch.advantages = advantages.advantages;
         Ok(())

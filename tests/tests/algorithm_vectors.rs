@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use prime::replay::{ReplaySettings, replay};
 use prime::step::{
-    Aggregation, Form, Granularity, Response, Rollouts, accuracy, advantage, implicit_reward,
+    Aggregation, Estimator, Form, Granularity, Response, Rollouts, accuracy, advantage,
+    implicit_reward,
 };
 use prime_kernels::policy_loss::Clip;
 use prime_kernels::{policy_loss, prm_loss};
@@ -112,7 +113,14 @@ impl Case {
             Form::PrimeRepo => gamma("prime_rloo_prime_repo"),
             Form::Verl => 1.0,
         };
-        advantage::Settings { form, outcome_coef, process_coef, process_gamma }
+        advantage::Settings {
+            estimator: Estimator::Rloo,
+            form,
+            outcome_coef,
+            process_coef,
+            process_gamma,
+            gae_lambda: 0.95,
+        }
     }
 
     /// The batch with rewards and advantages.
@@ -120,7 +128,7 @@ impl Case {
         let mut batch = self.batch();
         batch.process_rewards =
             implicit_reward::process_rewards(&batch, &self.rewards(form)).unwrap();
-        let computed = advantage::rloo(&batch, &self.returns(form)).unwrap();
+        let computed = advantage::advantages(&batch, &self.returns(form)).unwrap();
         (batch.returns, batch.advantages) = (computed.returns, computed.advantages);
         batch
     }
@@ -201,6 +209,66 @@ fn rewards_returns_and_advantages_agree_with_the_published_programs_in_every_for
                         case.expect(pointer),
                     );
                 }
+            }
+        }
+    }
+}
+
+/// Estimators other than PRIME's own: where their expectations stand, and whether process rewards are joined.
+const ESTIMATORS: [(Estimator, &str, &str, bool); 5] = [
+    (Estimator::Rloo, "/rloo_outcome", "/rloo_outcome", false),
+    (Estimator::Grpo, "/grpo_outcome", "/grpo_outcome", false),
+    (Estimator::DrGrpo, "/dr_grpo_outcome", "/dr_grpo_outcome", false),
+    (
+        Estimator::ReinforcePlusPlus,
+        "/reinforce_plus_plus/returns",
+        "/reinforce_plus_plus/advantages_whitened",
+        true,
+    ),
+    (Estimator::Gae, "/gae_lambda_0.95/returns", "/gae_lambda_0.95/advantages_whitened", true),
+];
+
+#[test]
+fn the_other_estimators_agree_with_the_published_programs_in_a_step_and_in_a_replay() {
+    for case in cases() {
+        // The repository's own small file holds what PRIME itself needs.
+        if case.json["expect"].get("grpo_outcome").is_none() {
+            continue;
+        }
+        let mut batch = case.scored(Form::Verl);
+        batch.values = floats(&flatten(case.input("values")));
+        let (lines, order) = rollout_file(&batch);
+        for (estimator, returns, advantages, with_process) in ESTIMATORS {
+            let what = format!("{}: {estimator}", case.name);
+            // On outcomes alone the published programs know neither coefficients nor whitening.
+            let settings = if with_process {
+                advantage::Settings { estimator, ..case.returns(Form::Verl) }
+            } else {
+                let form = Form::Paper;
+                let plain = case.returns(form);
+                advantage::Settings { estimator, process_coef: 0.0, outcome_coef: 1.0, ..plain }
+            };
+            let computed = advantage::advantages(&batch, &settings).unwrap();
+            assert_column(&what, &computed.returns, case.expect(returns));
+            assert_column(&what, &computed.advantages, case.expect(advantages));
+
+            let mut replayed = ReplaySettings::published(settings.form);
+            let mut assignments = case.assignments(settings.form);
+            assignments.push(format!("estimator={estimator}"));
+            assignments.push("gae_lambda=0.95".to_owned());
+            if !with_process {
+                assignments.push("process_coef=0".to_owned());
+            }
+            for assignment in assignments {
+                replayed.set(&assignment).unwrap();
+            }
+            let mut out = Vec::new();
+            replay(lines.as_bytes(), &replayed).unwrap().write(&mut out).unwrap();
+            let out = std::str::from_utf8(&out).unwrap().lines();
+            for (line, &response) in out.zip(&order) {
+                let line: Value = serde_json::from_str(line).unwrap();
+                let expected = &case.expect(advantages)[response];
+                assert_close(&format!("{what}, replayed"), &flatten(&line["advantages"]), expected);
             }
         }
     }

@@ -4,7 +4,9 @@ use crate::graders::nearest;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use prime_kernels::policy_loss::Clip;
 
-use crate::step::{Aggregation, Form, Granularity, ProcessNorm, advantage, implicit_reward};
+use crate::step::{
+    Aggregation, Estimator, Form, Granularity, ProcessNorm, advantage, implicit_reward,
+};
 
 /// The settings of a replay, by the names that [`ReplaySettings::set`] takes, with what they mean.
 pub const KEYS: &[(&str, &str)] = &[
@@ -14,6 +16,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     ("process_norm", "what process rewards are divided by: batch_norm or none"),
     ("granularity", "where process rewards are given: token, step or whole"),
+    (
+        "estimator",
+        "how advantages are estimated: rloo, reinforce, grpo, dr-grpo, reinforce++, gae or prm-value",
+    ),
+    ("gae_lambda", "lambda of gae, 0 to 1"),
     ("outcome_coef", "weight of the outcome part of the return"),
     ("process_coef", "weight of the process part of the return"),
     ("process_gamma", "discount of the process part of the return, 0 to 1"),
@@ -42,6 +49,10 @@ pub struct ReplaySettings {
     pub process_norm: ProcessNorm,
     /// Where process rewards are given.
     pub granularity: Granularity,
+    /// How advantages are estimated.
+    pub estimator: Estimator,
+    /// Lambda of [`Estimator::Gae`].
+    pub gae_lambda: f64,
     /// Weight of the outcome part of the return.
     pub outcome_coef: f64,
     /// Weight of the process part of the return.
@@ -74,6 +85,8 @@ impl ReplaySettings {
                 Form::PrimeRepo | Form::Verl => ProcessNorm::BatchNorm,
             },
             granularity: Granularity::Token,
+            estimator: Estimator::Rloo,
+            gae_lambda: 1.0,
             outcome_coef: coef,
             process_coef: coef,
             process_gamma: 1.0,
@@ -99,6 +112,8 @@ impl ReplaySettings {
             "beta" => changed.beta = number(key, value)?,
             "process_norm" => changed.process_norm = value.parse()?,
             "granularity" => changed.granularity = value.parse()?,
+            "estimator" => changed.estimator = value.parse()?,
+            "gae_lambda" => changed.gae_lambda = number(key, value)?,
             "outcome_coef" => changed.outcome_coef = number(key, value)?,
             "process_coef" => changed.process_coef = number(key, value)?,
             "process_gamma" => changed.process_gamma = number(key, value)?,
@@ -153,8 +168,16 @@ impl ReplaySettings {
     }
 
     pub(super) fn returns(&self) -> advantage::Settings {
-        let Self { form, outcome_coef, process_coef, process_gamma, .. } = *self;
-        advantage::Settings { form, outcome_coef, process_coef, process_gamma }
+        let Self { estimator, form, outcome_coef, process_coef, process_gamma, gae_lambda, .. } =
+            *self;
+        advantage::Settings {
+            estimator,
+            form,
+            outcome_coef,
+            process_coef,
+            process_gamma,
+            gae_lambda,
+        }
     }
 
     pub(super) fn clip(&self) -> Clip {
@@ -183,6 +206,7 @@ mod tests {
             let value = match *key {
                 "process_norm" => "none",
                 "granularity" => "whole",
+                "estimator" => "grpo",
                 "aggregation" => "seq-mean-token-mean",
                 "max_response_length" => "64",
                 "dual_clip" => "2.5",

@@ -60,7 +60,9 @@ pub struct Rollouts {
     pub ref_log_probs: Vec<f32>,
     /// Implicit process rewards: (tokens), or empty.
     pub process_rewards: Vec<f32>,
-    /// Leave-one-out returns: (tokens), or empty.
+    /// A critic's value of the text before each token: (tokens), or empty.
+    pub values: Vec<f32>,
+    /// Returns: (tokens), or empty.
     pub returns: Vec<f32>,
     /// What multiplies the ratio in the policy loss: (tokens), or empty.
     pub advantages: Vec<f32>,
@@ -82,6 +84,7 @@ impl Default for Rollouts {
             prm_log_probs: Vec::new(),
             ref_log_probs: Vec::new(),
             process_rewards: Vec::new(),
+            values: Vec::new(),
             returns: Vec::new(),
             advantages: Vec::new(),
             new_log_probs: Vec::new(),
@@ -269,26 +272,28 @@ impl Rollouts {
         Ok(())
     }
 
-    fn float_columns(&self) -> [(&'static str, &Vec<f32>); 8] {
+    fn float_columns(&self) -> [(&'static str, &Vec<f32>); 9] {
         [
             ("old_log_probs", &self.old_log_probs),
             ("entropies", &self.entropies),
             ("prm_log_probs", &self.prm_log_probs),
             ("ref_log_probs", &self.ref_log_probs),
             ("process_rewards", &self.process_rewards),
+            ("values", &self.values),
             ("returns", &self.returns),
             ("advantages", &self.advantages),
             ("new_log_probs", &self.new_log_probs),
         ]
     }
 
-    fn float_columns_mut(&mut self) -> [&mut Vec<f32>; 8] {
+    fn float_columns_mut(&mut self) -> [&mut Vec<f32>; 9] {
         [
             &mut self.old_log_probs,
             &mut self.entropies,
             &mut self.prm_log_probs,
             &mut self.ref_log_probs,
             &mut self.process_rewards,
+            &mut self.values,
             &mut self.returns,
             &mut self.advantages,
             &mut self.new_log_probs,
@@ -379,6 +384,7 @@ impl Rollouts {
             old_log_probs: &self.old_log_probs[span.clone()],
             new_log_probs: part(&self.new_log_probs, &span, total),
             process_rewards: part(&self.process_rewards, &span, total),
+            values: part(&self.values, &span, total),
             returns: part(&self.returns, &span, total),
             advantages: part(&self.advantages, &span, total),
             entropies: part(&self.entropies, &span, total),
@@ -427,7 +433,10 @@ pub struct Record<'a> {
     /// Implicit process rewards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process_rewards: Option<&'a [f32]>,
-    /// Leave-one-out returns.
+    /// A critic's values of the text before each token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub values: Option<&'a [f32]>,
+    /// Returns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub returns: Option<&'a [f32]>,
     /// What multiplied the ratio in the policy loss.

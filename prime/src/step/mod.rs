@@ -83,6 +83,7 @@ pub mod policy_update;
 pub mod prm_update;
 pub mod rollout;
 
+pub use advantage::Estimator;
 pub use aggregate::Aggregation;
 pub use batch::{Group, Response, Rollouts};
 pub use implicit_reward::{Granularity, ProcessNorm};
