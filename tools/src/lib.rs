@@ -1,6 +1,7 @@
-//! The scripts around the project. There is nothing to compile here: they lie in the folders beside this file, and nothing that is
-//! built, run or tested needs them.
+//! Tools around the project: nothing that is built, run or tested needs them.
 //!
+//! - The program `cuda` (`tools/cuda`) is the CUDA compilers without a GPU: `cargo run -p prime-tools --bin cuda -- install` fetches them,
+//!   `... -- compile` compiles every kernel for every chip and prints registers, occupancy and spills.
 //! - `peers/compare.py` runs this project and PyTorch in turn on the same work and prints the ratio of their speeds; `peers/rounds.py`,
 //!   `peers/train_step.py`, `peers/decode.py` and `peers/matmul.py` are PyTorch's side of it, `bench/examples/step.rs` is ours.
 //! - `peers/check_transformers.py` prints what transformers computes from a model folder, or compares two folders.
