@@ -56,10 +56,12 @@ KERNEL(256) void threads(const Pointers args) {
     if (warp_uniform() == 0) barrier_arrive(2, 64);
     else if (warp() == 1) barrier_sync(2, 64);
     sync_block();
-    const double sum = block_sum(args.doubles[i], shared<double>(256)) + shuffle(args.doubles[i], 1) + warp_max(args.doubles[i]);
-    args.doubles[i] = sum;
-    args.words[i] = warp_sum(args.words[i]) + warp_max(args.words[i]);
-    args.integers[i] = warp_sum(args.integers[i]) + warp_max(args.integers[i]);
+    const double y = args.doubles[i];
+    const u32 word = args.words[i];
+    const i32 integer = args.integers[i];
+    args.doubles[i] = block_sum(y, shared<double>(256)) + shuffle(y, 1) + warp_max(y);
+    args.words[i] = warp_sum(word) + warp_max(word);
+    args.integers[i] = warp_sum(integer) + warp_max(integer);
     args.out[i] = x;
 }
 INSTANCE(threads)
@@ -77,9 +79,10 @@ KERNEL(256) void numbers(const Pointers args) {
     const auto random = random_block(args.longs[0], 2, args.longs[1], i);
     args.out[i] = sum + uniform(random[0]) + uniform(random[3]) + (sum < infinity ? 1.0f : 0.0f);
     args.out_bf16[i] = from_float<bf16>(sum);
-    args.doubles[i] = exp(args.doubles[i]) + log(args.doubles[i]) + sqrt(args.doubles[i]);
+    const double z = args.doubles[i];
+    args.doubles[i] = exp(z) + log(z) + sqrt(z) + rsqrt(z);
     args.words[i] = ceil_div(i, 32u) + round_up(i, 8);
-    args.longs[i] = ceil_div(args.longs[i], 32);
+    args.longs[i] = ceil_div(u64{i}, 32);
 }
 INSTANCE(numbers)
 

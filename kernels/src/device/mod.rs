@@ -62,6 +62,9 @@ macro_rules! headers {
 /// The prelude's headers by name.
 pub const HEADERS: &[(&str, &str)] = headers![
     "atomics.cuh",
+    "barrier.cuh",
+    "bulk.cuh",
+    "cluster.cuh",
     "copy_async.cuh",
     "math.cuh",
     "matrix.cuh",
@@ -69,7 +72,10 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "pointers.cuh",
     "prelude.cuh",
     "threads.cuh",
+    "tma.cuh",
     "types.cuh",
+    "wgmma.cuh",
+    "wgmma_shapes.cuh",
 ];
 
 /// Whether this program was built with the emulated device.

@@ -56,6 +56,19 @@ fn argument_structs_are_those_of_the_device_code() {
 }
 
 #[test]
+fn every_header_of_the_prelude_is_embedded() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/prelude");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".cuh"))
+        .collect();
+    files.sort();
+    let embedded: Vec<&str> = super::HEADERS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(files, embedded);
+}
+
+#[test]
 fn kernels_include_nothing_but_the_prelude_and_hold_no_assembly() {
     for source in CODE.iter().flat_map(|code| code.sources) {
         for line in code_of(source.text).lines() {
