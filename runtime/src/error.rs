@@ -31,6 +31,18 @@ pub enum Error {
     /// A device that this build or this machine does not offer.
     #[error("{0}")]
     Device(String),
+    /// A device without the memory that was asked of it.
+    #[error("{}", out_of_memory(*device, *bytes, *free, parts))]
+    OutOfMemory {
+        /// Which one.
+        device: crate::Device,
+        /// How much was asked for at once.
+        bytes: usize,
+        /// How much is free, where the device says so.
+        free: Option<usize>,
+        /// Names and bytes of the largest buffers of the plan that asked for it.
+        parts: Vec<(String, usize)>,
+    },
     /// A value outside its range.
     #[error("{0}")]
     Value(String),
@@ -65,4 +77,32 @@ impl Error {
         let path = path.as_ref().to_path_buf();
         move |source| Error::Io { action, path, source }
     }
+}
+
+fn out_of_memory(
+    device: crate::Device,
+    bytes: usize,
+    free: Option<usize>,
+    parts: &[(String, usize)],
+) -> String {
+    let mut text = format!("{device} is out of memory: {} are needed", size(bytes));
+    if let Some(free) = free {
+        text += &format!(" and {} are free", size(free));
+    }
+    if !parts.is_empty() {
+        let parts: Vec<String> =
+            parts.iter().map(|(name, bytes)| format!("{name} with {}", size(*bytes))).collect();
+        text += &format!("; the largest parts are {}", parts.join(", "));
+    }
+    text
+}
+
+fn size(bytes: usize) -> String {
+    const UNITS: [&str; 6] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut number, mut unit) = (bytes as f64, 0);
+    while number >= 1024.0 && unit + 1 < UNITS.len() {
+        number /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} bytes") } else { format!("{number:.1} {}", UNITS[unit]) }
 }

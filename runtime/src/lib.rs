@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 mod copy;
+pub mod cuda;
 mod device;
 mod dtype;
 pub mod emulated;

@@ -4,7 +4,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
 use crate::emulated::Registration;
-use crate::{Device, Error, Result};
+use crate::{Device, Error, Result, cuda};
 
 /// Every buffer starts on such a boundary: one cache line, one AVX-512 register.
 pub(crate) const ALIGNMENT: usize = 64;
@@ -16,19 +16,24 @@ pub(crate) enum Allocation {
     /// Host memory that stands for a device's, with a note for each byte whether it was written.
     // Fields are dropped in order: the registration ends before the memory is given back.
     Emulated { _registration: Registration, block: HostBlock },
+    /// Memory of a GPU.
+    Cuda(cuda::Block),
 }
 
 impl Allocation {
     /// `bytes` zeroed bytes of a device.
     pub(crate) fn new(device: Device, bytes: usize) -> Result<Self> {
         match device {
-            Device::Cpu => Ok(Allocation::Host(HostBlock::new(bytes)?)),
+            Device::Cpu => Ok(Allocation::Host(HostBlock::new(device, bytes)?)),
             Device::Emulated => {
-                let block = HostBlock::new(bytes)?;
+                let block = HostBlock::new(device, bytes)?;
                 let registration = Registration::new(block.start, block.layout.size());
                 Ok(Allocation::Emulated { _registration: registration, block })
             }
-            Device::Cuda(_) => Err(Error::Device(format!("{device} has no memory in this build"))),
+            // No memory of zero bytes exists on a device, and every tensor has an address.
+            Device::Cuda(number) => {
+                Ok(Allocation::Cuda(cuda::Block::new(number, bytes.max(ALIGNMENT))?))
+            }
         }
     }
 
@@ -36,6 +41,7 @@ impl Allocation {
     pub(crate) fn start(&self) -> NonNull<u8> {
         match self {
             Allocation::Host(block) | Allocation::Emulated { block, .. } => block.start,
+            Allocation::Cuda(block) => block.start(),
         }
     }
 }
@@ -53,14 +59,12 @@ unsafe impl Send for HostBlock {}
 unsafe impl Sync for HostBlock {}
 
 impl HostBlock {
-    fn new(bytes: usize) -> Result<Self> {
-        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| {
-            Error::Value(format!("a buffer of {bytes} bytes is larger than the address space"))
-        })?;
+    fn new(device: Device, bytes: usize) -> Result<Self> {
+        let full = || Error::OutOfMemory { device, bytes, free: None, parts: Vec::new() };
+        let layout =
+            Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| full())?;
         // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| {
-            Error::Value(format!("out of host memory: could not reserve {bytes} bytes"))
-        })?;
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(full)?;
         Ok(HostBlock { start, layout })
     }
 }

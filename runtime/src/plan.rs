@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::memory::{ALIGNMENT, Allocation};
-use crate::{DType, Device, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// A buffer of a [`Plan`], to be exchanged for its [`Tensor`] once the plan is allocated.
 #[derive(Clone, Copy, Debug)]
@@ -67,12 +67,30 @@ impl Plan {
         })
     }
 
+    // Names and bytes of the largest parts. A plan of one buffer has no parts worth naming.
+    fn largest(&self) -> Vec<(String, usize)> {
+        if self.entries.len() < 2 {
+            return Vec::new();
+        }
+        let mut parts: Vec<_> =
+            self.entries.iter().map(|entry| (entry.name.clone(), entry.bytes())).collect();
+        parts.sort_by_key(|part| std::cmp::Reverse(part.1));
+        parts.truncate(5);
+        parts
+    }
+
     /// Reserves the memory, all of it zero.
     ///
     /// # Errors
-    /// When the device has not that much.
+    /// When the device has not that much: with the largest parts of the plan.
     pub fn allocate(self, device: Device) -> Result<Memory> {
-        let allocation = Arc::new(Allocation::new(device, self.bytes)?);
+        let allocation = Allocation::new(device, self.bytes).map_err(|error| match error {
+            Error::OutOfMemory { device, bytes, free, .. } => {
+                Error::OutOfMemory { device, bytes, free, parts: self.largest() }
+            }
+            other => other,
+        })?;
+        let allocation = Arc::new(allocation);
         let taken = vec![false; self.entries.len()];
         Ok(Memory { allocation, device, entries: self.entries, taken })
     }

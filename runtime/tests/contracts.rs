@@ -90,3 +90,16 @@ fn an_unknown_device_is_told_what_devices_are_called() {
         assert!(error.contains(&format!("`{name}`")) && error.contains("`cpu`"), "{error}");
     }
 }
+
+#[test]
+fn a_plan_that_no_machine_can_hold_names_its_largest_parts() {
+    let mut plan = Plan::new();
+    plan.add("small", DType::F32, &[("n", 3)]);
+    plan.add("huge", DType::F32, &[("n", 1 << 60)]);
+    let error = plan.allocate(Device::Cpu).err().unwrap();
+    assert!(matches!(error, Error::OutOfMemory { device: Device::Cpu, free: None, .. }));
+    assert_eq!(
+        error.to_string(),
+        "cpu is out of memory: 4096.0 PiB are needed; the largest parts are huge with 4096.0 PiB, small with 12 bytes"
+    );
+}
