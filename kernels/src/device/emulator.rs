@@ -2,9 +2,10 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
+use prime_runtime::cuda::Geometry;
 use prime_runtime::{Error, Result, emulated};
 
-use super::launch::{Extent, Geometry};
+use super::launch::Extent;
 
 /// `prime_buffer`.
 #[repr(C)]

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::marker::PhantomData;
 
+use prime_runtime::cuda::{self, Geometry};
 use prime_runtime::{Device, Result, View, ViewMut};
 
 use super::{DeviceStruct, Source};
@@ -35,15 +36,6 @@ pub(crate) struct Extent {
 
 /// Pointers of a launch, at most.
 const MOST_EXTENTS: usize = 32;
-
-/// Blocks and threads of a launch.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Geometry {
-    pub(crate) grid: [u32; 3],
-    pub(crate) block: u32,
-    pub(crate) cluster: u32,
-    pub(crate) shared_bytes: u32,
-}
 
 /// How many elements of 16 bytes together a thread may take of a row at once: all of a vector where `columns` and the address and row
 /// distance of every view are multiples of it, else 1. The views share a dtype.
@@ -160,7 +152,6 @@ impl<'a> Launch<'a> {
         if self.geometry.grid.contains(&0) {
             return Ok(());
         }
-        #[cfg_attr(not(feature = "emulated"), allow(unused_variables))]
         // SAFETY: an argument struct is plain data of `repr(C)`, alive for the call; padding is copied, not looked at.
         let bytes = unsafe {
             std::slice::from_raw_parts(std::ptr::from_ref(arguments).cast::<u8>(), size_of::<S>())
@@ -176,6 +167,12 @@ impl<'a> Launch<'a> {
             ),
             #[cfg(not(feature = "emulated"))]
             Device::Emulated => super::check(self.device),
+            Device::Cuda(number) => {
+                let function = cuda::function(number, &self.source.program(), &self.expression)?;
+                // SAFETY: the struct has the layout of the kernel's, which a test compares with the device code's text; its addresses are
+                // of views that live as long as this launch, and memory is given back behind what was started before.
+                unsafe { cuda::launch(function, self.geometry, bytes) }
+            }
             device => Err(crate::arguments::no_version("launch", device)),
         }
     }

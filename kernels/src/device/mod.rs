@@ -5,6 +5,7 @@
 //! is the same for both.
 
 use prime_runtime::Device;
+use prime_runtime::cuda::Program;
 
 #[cfg(feature = "emulated")]
 mod emulator;
@@ -23,6 +24,12 @@ pub struct Source {
     pub name: &'static str,
     /// Its text, as it was when this program was built.
     pub text: &'static str,
+}
+
+impl Source {
+    fn program(&self) -> Program {
+        Program { name: self.name, source: self.text, headers: HEADERS }
+    }
 }
 
 /// All device code of a room.
