@@ -96,7 +96,7 @@ mod emulated {
 
     fn no_compiler(reason: &str) -> String {
         format!(
-            "the feature `emulated` of prime-kernels compiles C++17, and no C++ compiler was found ({}); install one (g++ 11 or newer, clang 14 or \
+            "the feature `emulated` of prime-kernels compiles C++17, and no C++ compiler was found ({}); install one (g++ 12 or newer, clang 14 or \
              newer), or name one in the variable CXX, or build without the feature",
             reason.trim()
         )
@@ -198,9 +198,11 @@ mod emulated {
     fn compile_one(mut command: Command, unit: &Unit, object: &Path) -> Result<(), String> {
         // Written under another name first: a build that is stopped leaves no half of an object.
         let unfinished = object.with_extension("unfinished");
-        if let Some(symbol) = &unit.symbol {
-            command.arg(format!("-DEMULATOR_UNIT={symbol}"));
-        }
+        match &unit.symbol {
+            Some(symbol) => command.arg(format!("-DEMULATOR_UNIT={symbol}")),
+            // The emulator's own loops want to be unrolled.
+            None => command.arg("-O3"),
+        };
         command.args(["-x", "c++", "-c"]).arg(&unit.path).arg("-o").arg(&unfinished);
         let output =
             command.output().map_err(|error| format!("{}: {error}", unit.path.display()))?;

@@ -105,7 +105,6 @@ bool meet(Collective kind, const void *operands, u32 mask) {
         }
         return true;
     }
-    self->waiting = Waiting{name_of(kind), found->arrived, 0};
     suspend(self);
     return false;
 }

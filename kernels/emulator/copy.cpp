@@ -1,7 +1,5 @@
 #include "copy.hpp"
 
-#include <cstring>
-
 namespace emulator {
 
 namespace {
@@ -10,9 +8,9 @@ void land(CopyQueue::Copy &copy) {
     if (copy.landed) return;
     copy.landed = true;
     if (copy.from) {
-        std::memcpy(copy.to.data(), copy.from, copy.bytes);
+        copy_bytes(copy.to.data(), copy.from, copy.bytes);
     } else {
-        std::memset(copy.to.data(), 0, copy.bytes);
+        fill_bytes(copy.to.data(), 0, copy.bytes);
     }
 }
 
@@ -27,12 +25,12 @@ void start_copy(u32 to, u64 from, u32 bytes, bool valid) {
         copy.from = source.data();
     }
     note_shared_write(copy.to, bytes, "copy_async");
-    std::memset(copy.to.state(), IN_FLIGHT, bytes);
+    fill_bytes(copy.to.state(), IN_FLIGHT, bytes);
     // At once, when the next group is made, or only when it is waited for.
     if (self->block->group->random.below(2) == 0) {
         land(copy);
     } else {
-        std::memset(copy.to.data(), 0xff, bytes);
+        fill_bytes(copy.to.data(), 0xff, bytes);
     }
     self->copies->copies.push_back(copy);
 }
@@ -52,7 +50,7 @@ void wait_copies(u32 newest) {
     for (u32 i = 0; i < end; i++) {
         CopyQueue::Copy &copy = queue.copies[i];
         land(copy);
-        std::memset(copy.to.state(), WRITTEN, copy.bytes);
+        fill_bytes(copy.to.state(), WRITTEN, copy.bytes);
     }
     queue.copies.erase(queue.copies.begin(), queue.copies.begin() + end);
     queue.group_ends.erase(queue.group_ends.begin(), queue.group_ends.begin() + i64(groups));

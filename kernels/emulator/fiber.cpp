@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 // Only registers that a called function must keep are saved; the caller's compiler has saved the rest. The return address is the same code
@@ -72,8 +73,18 @@ namespace emulator {
 
 namespace {
 
-constexpr size_t PAGE = 65536;
-constexpr size_t STACK = 3 * PAGE;
+// An odd number of pages from stack to stack: the entries of their pages then spread over all sets of the processor's translation buffers.
+constexpr size_t LEAST_STACK_BYTES = 96 * 1024;
+
+size_t page_bytes() {
+    static const size_t bytes = size_t(sysconf(_SC_PAGESIZE));
+    return bytes;
+}
+
+size_t stack_bytes() {
+    static const size_t bytes = ((LEAST_STACK_BYTES / page_bytes() + 1) | 1) * page_bytes();
+    return bytes;
+}
 
 // Stacks that begin at the same place of a page compete for the same lines of the caches: each begins somewhere else.
 constexpr size_t COLOURS = 32;
@@ -82,17 +93,17 @@ constexpr size_t COLOUR_BYTES = 1088;
 } // namespace
 
 StackPool::~StackPool() {
-    for (size_t i = 0; i < slab_count; i++) munmap(slabs[i].memory, slabs[i].stacks * STACK);
+    for (size_t i = 0; i < slab_count; i++) munmap(slabs[i].memory, slabs[i].stacks * stack_bytes());
 }
 
 bool StackPool::reserve(size_t count) {
     while (slab_count * STACKS_OF_A_SLAB < count) {
         if (slab_count == MOST_SLABS) return false;
-        const size_t bytes = STACKS_OF_A_SLAB * STACK;
+        const size_t bytes = STACKS_OF_A_SLAB * stack_bytes();
         void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) return false;
         for (size_t i = 0; i < STACKS_OF_A_SLAB; i++) {
-            if (mprotect(static_cast<char *>(memory) + i * STACK, PAGE, PROT_NONE) != 0) {
+            if (mprotect(static_cast<char *>(memory) + i * stack_bytes(), page_bytes(), PROT_NONE) != 0) {
                 munmap(memory, bytes);
                 return false;
             }
@@ -104,7 +115,7 @@ bool StackPool::reserve(size_t count) {
 
 void *StackPool::start(size_t index, void (*entry)()) const {
     const Slab &slab = slabs[index / STACKS_OF_A_SLAB];
-    char *end = slab.memory + (index % STACKS_OF_A_SLAB + 1) * STACK;
+    char *end = slab.memory + (index % STACKS_OF_A_SLAB + 1) * stack_bytes();
     uintptr_t top = reinterpret_cast<uintptr_t>(end) - (index % COLOURS) * COLOUR_BYTES;
     top &= ~uintptr_t(63);
 #if defined(__x86_64__)

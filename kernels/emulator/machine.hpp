@@ -81,7 +81,9 @@ struct Waiting {
     u64 second = 0;
 };
 
-struct Thread {
+// What every switch touches comes first and fits one line of the cache.
+struct alignas(64) Thread {
+    // Where it goes on, while it does not run.
     void *stack = nullptr;
     Warp *warp = nullptr;
     Block *block = nullptr;
@@ -89,7 +91,7 @@ struct Thread {
     u32 index = 0;
     u32 id = 0;
     u8 lane = 0;
-    // Place in the order in which the lanes of the warp take turns.
+    // Place in the order in which the lanes of the warp take turns; threads lie side by side in that order.
     u8 position = 0;
     bool finished = false;
     Waiting waiting;
@@ -106,13 +108,17 @@ struct Thread {
 struct Warp {
     // One bit for each place in the order of turns.
     u32 ready = 0;
+    // Whether turns are taken from the last place to the first: the direction changes with every meeting, so that the lanes whose stacks were used
+    // last, and are in the cache, come first.
+    bool backwards = false;
     // One bit for each lane that exists, and for each that has returned.
     u32 lanes = 0;
     u32 exited = 0;
     Block *block = nullptr;
     u32 index = 0;
     u32 id = 0;
-    Thread *turns[WARP] = {};
+    // The threads in the order of turns, and by lane.
+    Thread *turns = nullptr;
     Thread *by_lane[WARP] = {};
 
     // The operation of all lanes that is being gathered, and those of some lanes only.
@@ -139,6 +145,7 @@ struct Block {
     u32 index[3] = {};
     u32 rank = 0;
     u32 exited = 0;
+    // In the order of turns within each warp.
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     NamedBarrier barriers[NAMED_BARRIERS];
@@ -234,15 +241,36 @@ inline void continue_thread(Thread *self, Thread *next) {
     prime_emulator_switch(&self->stack, next->stack);
 }
 
+// The one whose turn it is among the threads of `ready`, which is not 0.
+inline Thread *next_turn(const Warp *warp, u32 ready) {
+    return warp->turns + (warp->backwards ? 31u - u32(__builtin_clz(ready)) : u32(__builtin_ctz(ready)));
+}
+
 // Waits until somebody makes this thread ready: the thread has been noted where it will be found.
+//
+// Almost always the neighbour is next. It is found by adding to the thread's own address and confirmed by a branch that is guessed right; were it
+// computed from `ready`, every switch would have to wait for the one before.
 inline void suspend(Thread *self) {
     Warp *warp = self->warp;
-    const u32 ready = warp->ready & ~(1u << self->position);
+    const u32 position = self->position;
+    const u32 ready = warp->ready & ~(1u << position);
     warp->ready = ready;
-    if (ready == 0) return run_another(self);
-    // The next in turn after this thread, around the circle.
-    const u32 after = ready & ~((2u << self->position) - 1);
-    continue_thread(self, warp->turns[__builtin_ctz(after ? after : ready)]);
+    Thread *next;
+    if (warp->backwards) {
+        asm volatile("");
+        next = self - 1;
+        if (__builtin_expect(ready >> position != 0 || (u64(ready) << 1 >> position & 1) == 0, 0)) next = nullptr;
+    } else {
+        asm volatile("");
+        next = self + 1;
+        if (__builtin_expect((ready & ((2u << position) - 1)) != 0 || (u64(ready) >> position >> 1 & 1) == 0, 0)) next = nullptr;
+    }
+    if (__builtin_expect(next == nullptr, 0)) {
+        if (ready == 0) return run_another(self);
+        next = next_turn(warp, ready);
+    }
+    current_thread = next;
+    prime_emulator_switch(&self->stack, next->stack);
 }
 
 inline void wake(Thread *thread) {
@@ -277,13 +305,13 @@ inline bool meet_all(Collective kind, const void *operands) {
         meeting.arrived = 0;
         return true;
     }
-    self->waiting = Waiting{name_of(kind), meeting.arrived, 0};
     suspend(self);
     return false;
 }
 
 inline void part_all() {
     Warp *warp = current_thread->warp;
+    warp->backwards = !warp->backwards;
     if (warp->lanes == 0xffffffffu) {
         warp->ready = 0xffffffffu;
     } else {

@@ -1,6 +1,6 @@
 #include "matrix.hpp"
 
-#include <cstring>
+#include "vectors.hpp"
 
 namespace emulator {
 
@@ -43,50 +43,74 @@ void check_whole_warp(const char *what) {
     if (current_thread->warp->lanes != 0xffffffffu) fail("%s takes all 32 lanes of a warp, and this one has fewer", what);
 }
 
-// The product of a warp's fragments. A holds rows of K floats; B holds K rows of 8 floats, and so do the 16 rows of C.
-template <int K> void multiply(float (&c)[16][8], const float (&a)[16][K], const float (&b)[K][8]) {
-    for (int row = 0; row < 16; row++) {
-        float sum[8] = {};
+// c += a b, for 16 rows of K floats, K rows of 8 floats, and 16 rows of 8. Eight sums at a time are under way.
+template <int K> inline void multiply(Floats8 (&c)[16], const float (&a)[16][K], const Floats8 (&b)[K]) {
+    for (int row = 0; row < 16; row += 8) {
+        Floats8 sum[8] = {};
         for (int k = 0; k < K; k++) {
-            for (int n = 0; n < 8; n++) sum[n] += a[row][k] * b[k][n];
+            for (int i = 0; i < 8; i++) sum[i] += a[row + i][k] * b[k];
         }
-        for (int n = 0; n < 8; n++) c[row][n] += sum[n];
+        for (int i = 0; i < 8; i++) c[row + i] += sum[i];
     }
 }
 
-void gather_c(const Warp *warp, float (&c)[16][8]) {
-    for (u32 i = 0; i < WARP; i++) {
-        const float *own = operand<MmaOperand>(warp, i).c;
-        const u32 row = i / 4, column = i % 4 * 2;
-        c[row][column] = own[0];
-        c[row][column + 1] = own[1];
-        c[row + 8][column] = own[2];
-        c[row + 8][column + 1] = own[3];
+// Lanes 4g to 4g + 3 hold rows g and g + 8 of C, each two elements of both.
+inline void gather_c(const Warp *warp, Floats8 (&c)[16]) {
+    for (u32 g = 0; g < 8; g++) {
+        Longs2 lanes[4];
+        for (u32 t = 0; t < 4; t++) lanes[t] = load_vector<Longs2>(operand<MmaOperand>(warp, 4 * g + t).c);
+        const Longs2 rows[4] = {__builtin_shufflevector(lanes[0], lanes[1], 0, 2), __builtin_shufflevector(lanes[2], lanes[3], 0, 2),
+                                __builtin_shufflevector(lanes[0], lanes[1], 1, 3), __builtin_shufflevector(lanes[2], lanes[3], 1, 3)};
+        c[g] = bit_cast<Floats8>(__builtin_shufflevector(rows[0], rows[1], 0, 1, 2, 3));
+        c[g + 8] = bit_cast<Floats8>(__builtin_shufflevector(rows[2], rows[3], 0, 1, 2, 3));
     }
 }
 
-void scatter_c(const Warp *warp, const float (&c)[16][8]) {
-    for (u32 i = 0; i < WARP; i++) {
-        float *own = operand<MmaOperand>(warp, i).c;
-        const u32 row = i / 4, column = i % 4 * 2;
-        own[0] = c[row][column];
-        own[1] = c[row][column + 1];
-        own[2] = c[row + 8][column];
-        own[3] = c[row + 8][column + 1];
+inline void scatter_c(const Warp *warp, const Floats8 (&c)[16]) {
+    typedef u64 Longs4 __attribute__((vector_size(32)));
+    for (u32 g = 0; g < 8; g++) {
+        const Longs4 upper = bit_cast<Longs4>(c[g]), lower = bit_cast<Longs4>(c[g + 8]);
+        store_vector(operand<MmaOperand>(warp, 4 * g).c, __builtin_shufflevector(upper, lower, 0, 4));
+        store_vector(operand<MmaOperand>(warp, 4 * g + 1).c, __builtin_shufflevector(upper, lower, 1, 5));
+        store_vector(operand<MmaOperand>(warp, 4 * g + 2).c, __builtin_shufflevector(upper, lower, 2, 6));
+        store_vector(operand<MmaOperand>(warp, 4 * g + 3).c, __builtin_shufflevector(upper, lower, 3, 7));
     }
+}
+
+// The registers of lanes 4g to 4g + 3, each as one vector of its four words.
+inline void gather_a(const Warp *warp, u32 g, Words4 (&registers)[4]) {
+    for (u32 t = 0; t < 4; t++) registers[t] = load_vector<Words4>(operand<MmaOperand>(warp, 4 * g + t).a);
+    transpose(registers[0], registers[1], registers[2], registers[3]);
+}
+
+// b[i] of lanes 4g to 4g + 3 as one vector.
+inline void gather_b(const Warp *warp, u32 g, Words4 (&registers)[2]) {
+    u64 lanes[4];
+    for (u32 t = 0; t < 4; t++) std::memcpy(&lanes[t], operand<MmaOperand>(warp, 4 * g + t).b, 8);
+    const Words4 first = bit_cast<Words4>(Longs2{lanes[0], lanes[1]}), second = bit_cast<Words4>(Longs2{lanes[2], lanes[3]});
+    registers[0] = __builtin_shufflevector(first, second, 0, 2, 4, 6);
+    registers[1] = __builtin_shufflevector(first, second, 1, 3, 5, 7);
 }
 
 template <class T> void multiply_k16(const Warp *warp) {
-    float a[16][16], b[16][8], c[16][8];
-    for (u32 i = 0; i < WARP; i++) {
-        const MmaOperand &own = operand<MmaOperand>(warp, i);
-        const u32 group = i / 4, pair = i % 4 * 2;
-        unpack2<T>(own.a[0], a[group][pair], a[group][pair + 1]);
-        unpack2<T>(own.a[1], a[group + 8][pair], a[group + 8][pair + 1]);
-        unpack2<T>(own.a[2], a[group][pair + 8], a[group][pair + 9]);
-        unpack2<T>(own.a[3], a[group + 8][pair + 8], a[group + 8][pair + 9]);
-        unpack2<T>(own.b[0], b[pair][group], b[pair + 1][group]);
-        unpack2<T>(own.b[1], b[pair + 8][group], b[pair + 9][group]);
+    alignas(32) float a[16][16];
+    Floats8 b[16], c[16];
+    Halves8 columns[2][8];
+    for (u32 g = 0; g < 8; g++) {
+        Words4 words[4];
+        gather_a(warp, g, words);
+        store_vector(&a[g][0], floats_of<T>(bit_cast<Halves8>(words[0])));
+        store_vector(&a[g + 8][0], floats_of<T>(bit_cast<Halves8>(words[1])));
+        store_vector(&a[g][8], floats_of<T>(bit_cast<Halves8>(words[2])));
+        store_vector(&a[g + 8][8], floats_of<T>(bit_cast<Halves8>(words[3])));
+        Words4 column[2];
+        gather_b(warp, g, column);
+        columns[0][g] = bit_cast<Halves8>(column[0]);
+        columns[1][g] = bit_cast<Halves8>(column[1]);
+    }
+    for (u32 half = 0; half < 2; half++) {
+        transpose(columns[half]);
+        for (u32 k = 0; k < 8; k++) b[half * 8 + k] = floats_of<T>(columns[half][k]);
     }
     gather_c(warp, c);
     multiply<16>(c, a, b);
@@ -94,19 +118,23 @@ template <class T> void multiply_k16(const Warp *warp) {
 }
 
 // A tf32 operand is a float of which the hardware does not see the last 13 bits.
-float seen_as_tf32(u32 bits) { return bit_cast<float>(bits & 0xffffe000u); }
+constexpr u32 SEEN_AS_TF32 = 0xffffe000u;
 
 void multiply_tf32(const Warp *warp) {
-    float a[16][8], b[8][8], c[16][8];
-    for (u32 i = 0; i < WARP; i++) {
-        const MmaOperand &own = operand<MmaOperand>(warp, i);
-        const u32 group = i / 4, k = i % 4;
-        a[group][k] = seen_as_tf32(own.a[0]);
-        a[group + 8][k] = seen_as_tf32(own.a[1]);
-        a[group][k + 4] = seen_as_tf32(own.a[2]);
-        a[group + 8][k + 4] = seen_as_tf32(own.a[3]);
-        b[k][group] = seen_as_tf32(own.b[0]);
-        b[k + 4][group] = seen_as_tf32(own.b[1]);
+    alignas(32) float a[16][8];
+    Floats8 b[8], c[16];
+    for (u32 g = 0; g < 8; g++) {
+        Words4 words[4], column[2];
+        gather_a(warp, g, words);
+        store_vector(&a[g][0], words[0] & SEEN_AS_TF32);
+        store_vector(&a[g + 8][0], words[1] & SEEN_AS_TF32);
+        store_vector(&a[g][4], words[2] & SEEN_AS_TF32);
+        store_vector(&a[g + 8][4], words[3] & SEEN_AS_TF32);
+        gather_b(warp, g, column);
+        for (u32 k = 0; k < 4; k++) {
+            b[k][g] = bit_cast<float>(column[0][k] & SEEN_AS_TF32);
+            b[k + 4][g] = bit_cast<float>(column[1][k] & SEEN_AS_TF32);
+        }
     }
     gather_c(warp, c);
     multiply<8>(c, a, b);
@@ -128,16 +156,25 @@ void load_matrices(u32 *registers, u32 address, u32 count, bool transposed) {
     if (!meet_all(Collective::LOAD_MATRIX, &own)) return;
     check_whole_warp("load_matrix");
     const Warp *warp = current_thread->warp;
-    SharedPlace rows[WARP];
-    find_rows<LoadOperand>(warp, count * 8, rows, "load_matrix");
+    SharedPlace places[WARP];
+    find_rows<LoadOperand>(warp, count * 8, places, "load_matrix");
+    Halves8 rows[4][8] = {};
     for (u32 m = 0; m < count; m++) {
-        u16 matrix[8][8];
-        for (u32 row = 0; row < 8; row++) std::memcpy(matrix[row], rows[m * 8 + row].data(), MATRIX_ROW_BYTES);
-        for (u32 i = 0; i < WARP; i++) {
-            const u32 group = i / 4, pair = i % 4 * 2;
-            const u32 low = transposed ? matrix[pair][group] : matrix[group][pair];
-            const u32 high = transposed ? matrix[pair + 1][group] : matrix[group][pair + 1];
-            operand<LoadOperand>(warp, i).registers[m] = low | high << 16;
+        for (u32 i = 0; i < 8; i++) rows[m][i] = load_vector<Halves8>(places[m * 8 + i].data());
+        if (transposed) transpose(rows[m]);
+    }
+    // Lane 4g + t receives word t of row g of each matrix.
+    for (u32 g = 0; g < 8; g++) {
+        Words4 words[4];
+        for (u32 m = 0; m < 4; m++) words[m] = bit_cast<Words4>(rows[m][g]);
+        transpose(words[0], words[1], words[2], words[3]);
+        for (u32 t = 0; t < 4; t++) {
+            u32 *to = operand<LoadOperand>(warp, 4 * g + t).registers;
+            if (count == 4) {
+                store_vector(to, words[t]);
+            } else {
+                std::memcpy(to, &words[t], count * 4);
+            }
         }
     }
     part_all();
@@ -148,17 +185,15 @@ void store_matrices(const u32 *registers, u32 address, u32 count, bool transpose
     if (!meet_all(Collective::STORE_MATRIX, &own)) return;
     check_whole_warp("store_matrix");
     const Warp *warp = current_thread->warp;
-    SharedPlace rows[WARP];
-    find_rows<StoreOperand>(warp, count * 8, rows, "store_matrix");
+    SharedPlace places[WARP];
+    find_rows<StoreOperand>(warp, count * 8, places, "store_matrix");
     for (u32 m = 0; m < count; m++) {
-        u16 matrix[8][8];
-        for (u32 i = 0; i < WARP; i++) {
-            const u32 group = i / 4, pair = i % 4 * 2;
-            const u32 value = operand<StoreOperand>(warp, i).registers[m];
-            (transposed ? matrix[pair][group] : matrix[group][pair]) = u16(value);
-            (transposed ? matrix[pair + 1][group] : matrix[group][pair + 1]) = u16(value >> 16);
-        }
-        for (u32 row = 0; row < 8; row++) std::memcpy(rows[m * 8 + row].data(), matrix[row], MATRIX_ROW_BYTES);
+        u32 words[8][4];
+        for (u32 i = 0; i < WARP; i++) words[i / 4][i % 4] = operand<StoreOperand>(warp, i).registers[m];
+        Halves8 rows[8];
+        for (u32 i = 0; i < 8; i++) rows[i] = load_vector<Halves8>(words[i]);
+        if (transposed) transpose(rows);
+        for (u32 i = 0; i < 8; i++) store_vector(places[m * 8 + i].data(), rows[i]);
     }
     part_all();
 }

@@ -9,26 +9,37 @@ namespace {
 
 constexpr u64 ADDRESS_MASK = (1ull << 48) - 1;
 
-// Whether `bytes` bytes of state from `state` on all say `WRITTEN`.
-inline bool all_written(const u8 *state, u32 bytes) {
-    constexpr u64 EIGHT = 0x0101010101010101ull;
-    u64 word;
-    while (bytes >= 8) {
-        std::memcpy(&word, state, 8);
-        if (word != EIGHT) return false;
-        state += 8;
-        bytes -= 8;
+constexpr u64 EIGHT_WRITTEN = 0x0101010101010101ull * WRITTEN;
+
+// Whether `bytes` bytes from `state` on are `WRITTEN`, apart from the bits of `ignored`.
+template <u64 IGNORED> inline bool all_written(const u8 *state, u32 bytes) {
+    u64 low, high;
+    switch (bytes) {
+    case 2: {
+        u16 word;
+        std::memcpy(&word, state, 2);
+        return (word | u16(IGNORED)) == u16(EIGHT_WRITTEN);
     }
-    if (bytes == 4) {
-        u32 four;
-        std::memcpy(&four, state, 4);
-        return four == u32(EIGHT);
+    case 4: {
+        u32 word;
+        std::memcpy(&word, state, 4);
+        return (word | u32(IGNORED)) == u32(EIGHT_WRITTEN);
     }
-    while (bytes--) {
-        if (*state++ != WRITTEN) return false;
+    case 8: std::memcpy(&low, state, 8); return (low | IGNORED) == EIGHT_WRITTEN;
+    case 16:
+        std::memcpy(&low, state, 8);
+        std::memcpy(&high, state + 8, 8);
+        return (low | IGNORED) == EIGHT_WRITTEN && (high | IGNORED) == EIGHT_WRITTEN;
+    default:
+        for (u32 i = 0; i < bytes; i++) {
+            if ((state[i] | u8(IGNORED)) != WRITTEN) return false;
+        }
+        return true;
     }
-    return true;
 }
+
+// Whether there is neither a barrier nor a copy under way: bytes are `WRITTEN` or `NEVER_WRITTEN`, which differ in one bit.
+inline bool all_plain(const u8 *state, u32 bytes) { return all_written<EIGHT_WRITTEN>(state, bytes); }
 
 const char *describe(const Buffer &buffer, char (&text)[160]) {
     if (buffer.rows <= 1) {
@@ -99,6 +110,7 @@ void check_global_read(const GlobalPlace &place, u32 bytes, const char *what) {
     Buffer &buffer = *place.buffer;
     if (buffer.written == nullptr || !current_worker->launch->check_uninitialised) return;
     const u8 *written = buffer.written + place.offset;
+    if (all_written<0>(written, bytes)) return;
     for (u32 i = 0; i < bytes; i++) {
         if (written[i] == 0) {
             fail("%s of %u bytes at byte %llu of pointer %u finds memory that was never written (byte %llu)", what, bytes, place.offset, number_of(buffer),
@@ -108,23 +120,23 @@ void check_global_read(const GlobalPlace &place, u32 bytes, const char *what) {
 }
 
 void note_global_write(const GlobalPlace &place, u32 bytes, const char *) {
-    if (place.buffer->written != nullptr) std::memset(place.buffer->written + place.offset, 1, bytes);
+    if (place.buffer->written != nullptr) fill_bytes(place.buffer->written + place.offset, WRITTEN, bytes);
     note_progress();
 }
 
 void read_global(void *to, u64 address, u32 bytes, u32 alignment) {
     const GlobalPlace place = find_global(address, bytes, alignment, false, "a read");
     check_global_read(place, bytes, "a read");
-    std::memcpy(to, place.data(), bytes);
+    copy_bytes(to, place.data(), bytes);
 }
 
 void write_global(u64 address, const void *from, u32 bytes, u32 alignment) {
     const GlobalPlace place = find_global(address, bytes, alignment, true, "a write");
     note_global_write(place, bytes, "a write");
-    std::memcpy(place.data(), from, bytes);
+    copy_bytes(place.data(), from, bytes);
 }
 
-SharedPlace find_shared(u32 address, u32 bytes, u32 alignment, const char *what) {
+SharedPlace find_shared_slow(u32 address, u32 bytes, u32 alignment, const char *what) {
     Block *block = current_thread->block;
     const u32 rank = address >> SHARED_RANK_SHIFT;
     const u32 offset = address & SHARED_OFFSET_MASK;
@@ -149,7 +161,7 @@ SharedPlace find_shared(u32 address, u32 bytes, u32 alignment, const char *what)
 
 void check_shared_read(const SharedPlace &place, u32 bytes, const char *what) {
     const u8 *state = place.state();
-    if (all_written(state, bytes)) return;
+    if (all_written<0>(state, bytes)) return;
     for (u32 i = 0; i < bytes; i++) {
         switch (state[i]) {
         case NEVER_WRITTEN:
@@ -166,27 +178,31 @@ void check_shared_read(const SharedPlace &place, u32 bytes, const char *what) {
 
 void note_shared_write(const SharedPlace &place, u32 bytes, const char *what) {
     u8 *state = place.state();
+    note_progress();
+    if (all_plain(state, bytes)) {
+        fill_bytes(state, WRITTEN, bytes);
+        return;
+    }
     for (u32 i = 0; i < bytes; i++) {
         if (state[i] == IN_FLIGHT) {
             fail("%s of %u bytes at byte %u of shared memory comes before the asynchronous copy into byte %u was waited for", what, bytes, place.offset,
                  place.offset + i);
         }
         if (state[i] == BARRIER) fail("%s of %u bytes at byte %u of shared memory touches an mbarrier", what, bytes, place.offset);
-        state[i] = WRITTEN;
     }
-    note_progress();
+    std::memset(state, WRITTEN, bytes);
 }
 
 void read_shared(void *to, u32 address, u32 bytes, u32 alignment) {
     const SharedPlace place = find_shared(address, bytes, alignment, "a read");
     check_shared_read(place, bytes, "a read");
-    std::memcpy(to, place.data(), bytes);
+    copy_bytes(to, place.data(), bytes);
 }
 
 void write_shared(u32 address, const void *from, u32 bytes, u32 alignment) {
     const SharedPlace place = find_shared(address, bytes, alignment, "a write");
     note_shared_write(place, bytes, "a write");
-    std::memcpy(place.data(), from, bytes);
+    copy_bytes(place.data(), from, bytes);
 }
 
 } // namespace emulator

@@ -56,7 +56,14 @@ struct GlobalPlace {
 
 // The place of `bytes` bytes, or the end of the launch when they may not be touched together. `what` names the access in the sentence.
 GlobalPlace find_global(u64 address, u32 bytes, u32 alignment, bool write, const char *what);
-SharedPlace find_shared(u32 address, u32 bytes, u32 alignment, const char *what);
+SharedPlace find_shared_slow(u32 address, u32 bytes, u32 alignment, const char *what);
+
+inline SharedPlace find_shared(u32 address, u32 bytes, u32 alignment, const char *what) {
+    Block *block = current_thread->block;
+    SharedMemory *memory = block->shared;
+    if (address < memory->size && bytes <= memory->size - address && address % alignment == 0) return SharedPlace{memory, block, address};
+    return find_shared_slow(address, bytes, alignment, what);
+}
 
 // Whole accesses of one thread: the checks, and then the bytes.
 void read_global(void *to, u64 address, u32 bytes, u32 alignment);
@@ -69,6 +76,26 @@ void check_global_read(const GlobalPlace &place, u32 bytes, const char *what);
 void note_global_write(const GlobalPlace &place, u32 bytes, const char *what);
 void check_shared_read(const SharedPlace &place, u32 bytes, const char *what);
 void note_shared_write(const SharedPlace &place, u32 bytes, const char *what);
+
+// Copies 2, 4, 8 or 16 bytes (any number, but these without a call).
+inline void copy_bytes(void *to, const void *from, u32 bytes) {
+    switch (bytes) {
+    case 2: std::memcpy(to, from, 2); break;
+    case 4: std::memcpy(to, from, 4); break;
+    case 8: std::memcpy(to, from, 8); break;
+    case 16: std::memcpy(to, from, 16); break;
+    default: std::memcpy(to, from, bytes);
+    }
+}
+inline void fill_bytes(void *to, u8 value, u32 bytes) {
+    switch (bytes) {
+    case 2: std::memset(to, value, 2); break;
+    case 4: std::memset(to, value, 4); break;
+    case 8: std::memset(to, value, 8); break;
+    case 16: std::memset(to, value, 16); break;
+    default: std::memset(to, value, bytes);
+    }
+}
 
 // What `p[i]` is: reads when its value is wanted, writes when it is assigned to.
 template <class Pointer> class Element {

@@ -136,12 +136,13 @@ void prepare_block(Worker &worker, Group &group, Block &block, u32 rank, CopyQue
         warp.id = u32(group.warps.size());
         warp.lanes = lanes == WARP ? 0xffffffffu : (1u << lanes) - 1;
         warp.ready = warp.lanes;
+        warp.turns = &block.threads[w * WARP];
         u8 order[WARP];
         for (u32 i = 0; i < lanes; i++) order[i] = u8(i);
         for (u32 i = lanes; i > 1; i--) std::swap(order[i - 1], order[group.random.below(i)]);
         for (u32 turn = 0; turn < lanes; turn++) {
             const u32 lane = order[turn];
-            Thread &thread = block.threads[w * WARP + lane];
+            Thread &thread = block.threads[w * WARP + turn];
             thread.warp = &warp;
             thread.block = &block;
             thread.index = w * WARP + lane;
@@ -150,7 +151,6 @@ void prepare_block(Worker &worker, Group &group, Block &block, u32 rank, CopyQue
             thread.position = u8(turn);
             thread.copies = &copies[thread.id];
             thread.stack = worker.stacks.start(thread.id, thread_main);
-            warp.turns[turn] = &thread;
             warp.by_lane[lane] = &thread;
         }
         group.warps.push_back(&warp);
@@ -203,7 +203,7 @@ void run_another(Thread *self) {
     tick_async(group);
     for (;;) {
         if (Warp *warp = choose_warp(group)) {
-            Thread *next = warp->turns[__builtin_ctz(warp->ready)];
+            Thread *next = next_turn(warp, warp->ready);
             if (next == self) {
                 current_thread = self;
             } else {
@@ -244,25 +244,36 @@ void maybe_yield() {
     }
 }
 
+namespace {
+
+const Thread &thread_of(const Block &block, u32 index) { return *block.warps[index / WARP].by_lane[index % WARP]; }
+
+Waiting waiting_of(const Thread &thread) {
+    const Warp &warp = *thread.warp;
+    const u32 bit = 1u << thread.lane;
+    if (thread.finished) return Waiting{"returned", 0, 0};
+    if (warp.ready >> thread.position & 1) return Waiting{"can run", 0, 0};
+    if (warp.meeting.arrived & bit) return Waiting{name_of(warp.meeting.kind), 0, 0};
+    for (const Meeting &meeting : warp.partial) {
+        if (meeting.arrived & bit) return Waiting{"in an operation of lanes 0x%08llx of the warp", meeting.mask, 0};
+    }
+    return thread.waiting;
+}
+
+bool operator==(const Waiting &a, const Waiting &b) { return a.what == b.what && a.first == b.first && a.second == b.second; }
+
+} // namespace
+
 std::string describe_waiting(const Group &group) {
     std::string text;
     u32 parts = 0;
     for (const Block &block : group.blocks) {
         for (u32 first = 0; first < block.threads.size();) {
-            const Thread &thread = block.threads[first];
+            const Waiting waiting = waiting_of(thread_of(block, first));
             u32 last = first;
-            const auto same = [&](const Thread &other) {
-                if (other.finished || thread.finished) return other.finished == thread.finished;
-                return other.waiting.what == thread.waiting.what && other.waiting.first == thread.waiting.first &&
-                       other.waiting.second == thread.waiting.second;
-            };
-            while (last + 1 < block.threads.size() && same(block.threads[last + 1])) last++;
+            while (last + 1 < block.threads.size() && waiting_of(thread_of(block, last + 1)) == waiting) last++;
             char what[256];
-            if (thread.finished) {
-                snprintf(what, sizeof what, "returned");
-            } else {
-                snprintf(what, sizeof what, thread.waiting.what ? thread.waiting.what : "can run", thread.waiting.first, thread.waiting.second);
-            }
+            snprintf(what, sizeof what, waiting.what, waiting.first, waiting.second);
             char line[512];
             if (group.blocks.size() > 1) {
                 snprintf(line, sizeof line, "%sblock %u of the group, threads %u to %u: %s", parts ? "; " : "", block.rank, first, last, what);
@@ -292,7 +303,7 @@ void run_group(Worker &worker, Group &group, CopyQueue *copies) {
     group.ready.assign((group.warps.size() + 63) / 64, 0);
     for (Warp *warp : group.warps) group.set_ready(warp);
     worker.group = &group;
-    Thread *first = choose_warp(group)->turns[0];
+    Thread *first = choose_warp(group)->turns;
     current_thread = first;
     prime_emulator_switch(&worker.main_stack, first->stack);
     current_thread = nullptr;
