@@ -1,5 +1,7 @@
 #include "collective.hpp"
 
+#include "clock.hpp"
+
 namespace emulator {
 
 namespace {
@@ -11,9 +13,20 @@ u32 expected_threads(const Block &block, const NamedBarrier &barrier) {
     return barrier.expected == WHOLE_BLOCK ? u32(block.threads.size()) - block.exited : barrier.expected;
 }
 
+// Everybody whom the barrier waits for has come; those of `waiting` are to go on.
 void complete(Group &group, NamedBarrier &barrier) {
-    for (Thread *thread : barrier.waiting) wake(thread);
-    barrier.waiting.clear();
+    std::vector<Thread *> &waiting = barrier.waiting;
+    if (barrier.expected == WHOLE_BLOCK && group.blocks.size() == 1) {
+        meet_group(group);
+    } else {
+        meet_threads(group, waiting.data(), u32(waiting.size()));
+        if (barrier.knowledge.clock) {
+            for (Thread *thread : waiting) acquire(barrier.knowledge, thread);
+        }
+        forget(group, barrier.knowledge);
+    }
+    for (Thread *thread : waiting) wake(thread);
+    waiting.clear();
     barrier.arrived = 0;
     barrier.expected = 0;
     group.progress++;
@@ -31,11 +44,15 @@ void come(u32 id, u32 threads, bool wait) {
     barrier.arrived++;
     const u32 expected = expected_threads(block, barrier);
     if (barrier.arrived > expected) fail("%u threads came to barrier %u, which is for %u", barrier.arrived, id, expected);
+    if (wait) {
+        barrier.waiting.push_back(self);
+    } else {
+        release(barrier.knowledge, self);
+    }
     if (barrier.arrived == expected) {
         complete(*block.group, barrier);
         maybe_yield();
     } else if (wait) {
-        barrier.waiting.push_back(self);
         self->waiting = threads == WHOLE_BLOCK ? Waiting{"at sync_block", 0, 0} : Waiting{"at barrier %llu for %llu threads", id, threads};
         suspend(self);
     }
@@ -119,6 +136,10 @@ void sync_warp(u32 mask) {
     } else if (!meet(Collective::SYNC_WARP, nullptr, mask)) {
         return;
     }
+    Thread *lanes[WARP];
+    u32 count = 0;
+    for (u32 rest = mask; rest; rest &= rest - 1) lanes[count++] = warp->by_lane[__builtin_ctz(rest)];
+    meet_threads(*warp->block->group, lanes, count);
     part(mask);
     maybe_yield();
 }

@@ -22,9 +22,11 @@ void start_copy(u32 to, u64 from, u32 bytes, bool valid) {
     if (valid) {
         const GlobalPlace source = find_global(from, bytes, bytes, false, "copy_async");
         check_global_read(source, bytes, "copy_async");
+        order_global(source, bytes, AccessKind::READ, actor_of(self), "copy_async");
         copy.from = source.data();
     }
     note_shared_write(copy.to, bytes, "copy_async");
+    order_shared(copy.to, bytes, AccessKind::WRITE, actor_of(self), "copy_async");
     fill_bytes(copy.to.state(), IN_FLIGHT, bytes);
     // At once, when the next group is made, or only when it is waited for.
     if (self->block->group->random.below(2) == 0) {
@@ -51,6 +53,8 @@ void wait_copies(u32 newest) {
         CopyQueue::Copy &copy = queue.copies[i];
         land(copy);
         fill_bytes(copy.to.state(), WRITTEN, copy.bytes);
+        // Only now may others be told that the bytes have come.
+        order_shared(copy.to, copy.bytes, AccessKind::WRITE, actor_of(current_thread), "copy_async");
     }
     queue.copies.erase(queue.copies.begin(), queue.copies.begin() + end);
     queue.group_ends.erase(queue.group_ends.begin(), queue.group_ends.begin() + i64(groups));

@@ -1,6 +1,7 @@
 // The door from Rust: instances, the checks of a launch, and the host's threads that run its groups.
 #include "async.hpp"
 #include "copy.hpp"
+#include "race.hpp"
 #include "memory.hpp"
 #include "scheduler.hpp"
 
@@ -62,6 +63,7 @@ struct Context {
     std::vector<std::unique_ptr<SharedMemory>> shared;
     std::vector<CopyQueue> copies;
     AsyncUnit async;
+    ClockPool clocks;
 };
 
 Context &context() {
@@ -84,6 +86,7 @@ void work(LaunchState &launch) {
     own.worker.launch = &launch;
     own.group.launch = &launch;
     own.group.async = &own.async;
+    own.group.clocks = &own.clocks;
     own.group.blocks.resize(blocks);
     current_worker = &own.worker;
     while (!launch.failed.load()) {
@@ -92,11 +95,13 @@ void work(LaunchState &launch) {
         if (number < launch.groups) {
             own.group.number = number;
             for (u32 rank = 0; rank < blocks; rank++) {
-                own.shared[rank]->reset(request.shared_bytes);
+                own.shared[rank]->reset(request.shared_bytes, launch.races != nullptr);
                 own.group.blocks[rank].shared = own.shared[rank].get();
             }
             for (CopyQueue &queue : own.copies) queue.clear();
             own.async.clear();
+            // A clock's entries: the threads, and each warpgroup's products.
+            if (launch.races) own.clocks.reset(u32(threads) + blocks * ((request.block + 127) / 128));
             run_group(own.worker, own.group, own.copies.data());
         }
         launch.running_groups--;
@@ -230,6 +235,11 @@ std::string run(const prime_launch &request) {
     launch.groups = blocks / resident;
     launch.check_uninitialised = request.flags & PRIME_CHECK_UNINITIALISED;
     launch.buffers = buffers_of(request);
+    std::unique_ptr<GlobalRaces> races;
+    Channels channels;
+    if (request.flags & PRIME_CHECK_RACES) races.reset(new GlobalRaces(launch.buffers));
+    launch.races = races.get();
+    launch.channels = &channels;
     u32 workers = request.workers ? request.workers : std::thread::hardware_concurrency();
     Pool::the().run(launch, std::max(workers, 1u));
     return launch.message;

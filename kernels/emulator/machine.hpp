@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <type_traits>
@@ -32,6 +33,9 @@ struct Group;
 struct LaunchState;
 struct Clock;
 struct CopyQueue;
+struct Fences;
+class ClockPool;
+class Channels;
 struct AsyncUnit;
 class SharedMemory;
 
@@ -96,10 +100,13 @@ struct alignas(64) Thread {
     bool finished = false;
     Waiting waiting;
 
-    // What happened before this thread's next step: see race.hpp.
+    // What happened before this thread's next step, what of it is ordered before accesses of asynchronous units, the number of its steps now, and
+    // that of its own last steps before a fence to those units (0 before the first): see clock.hpp.
     Clock *clock = nullptr;
     Clock *fenced = nullptr;
     u32 epoch = 1;
+    u32 fence_epoch = 0;
+    Fences *fences = nullptr;
 
     // Asynchronous copies of its own.
     CopyQueue *copies = nullptr;
@@ -130,14 +137,19 @@ struct Warp {
     void make_ready(u32 lane_mask);
 };
 
+// What a meeting point of threads holds for those who come later: see clock.hpp.
+struct Knowledge {
+    Clock *clock = nullptr;
+    Clock *fenced = nullptr;
+};
+
 struct NamedBarrier {
     // Threads that end a phase; 0 while nobody has come.
     u32 expected = 0;
     u32 arrived = 0;
     std::vector<Thread *> waiting;
-    Clock *clock = nullptr;
-    Clock *fenced = nullptr;
-    std::vector<Thread *> members;
+    // Of those who came without waiting.
+    Knowledge knowledge;
 };
 
 struct Block {
@@ -166,10 +178,13 @@ struct Group {
     u64 idle_rounds = 0;
     u64 progress = 0;
     u64 progress_when_idle = 0;
-    // The clock of race.hpp.
+    // The last epoch given out, and the last that is over for all: see clock.hpp.
     u32 now = 1;
+    u32 floor = 0;
+    ClockPool *clocks = nullptr;
+    std::vector<Thread *> everyone;
+    std::vector<std::unique_ptr<Fences>> fences;
     bool races = false;
-    bool uninitialised = false;
     // Copies and products under way.
     AsyncUnit *async = nullptr;
     NamedBarrier cluster_barrier;
@@ -197,7 +212,9 @@ struct LaunchState {
     std::string instance;
     const struct Instance *kernel = nullptr;
     std::vector<Buffer> buffers;
+    // NULL when accesses that nothing orders are not looked for.
     GlobalRaces *races = nullptr;
+    Channels *channels = nullptr;
     bool check_uninitialised = true;
     u32 blocks_of_a_group = 1;
     u64 groups = 0;

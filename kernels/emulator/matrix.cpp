@@ -32,8 +32,10 @@ template <class Operand> void find_rows(const Warp *warp, u32 rows, SharedPlace 
         places[i] = find_shared(operand<Operand>(warp, i).address, MATRIX_ROW_BYTES, MATRIX_ROW_BYTES, what);
         if (std::is_same<Operand, LoadOperand>::value) {
             check_shared_read(places[i], MATRIX_ROW_BYTES, what);
+            order_shared(places[i], MATRIX_ROW_BYTES, AccessKind::READ, actor_of(current_thread), what);
         } else {
             note_shared_write(places[i], MATRIX_ROW_BYTES, what);
+            order_shared(places[i], MATRIX_ROW_BYTES, AccessKind::WRITE, actor_of(current_thread), what);
         }
     }
     current_thread = self;

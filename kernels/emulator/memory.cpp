@@ -59,7 +59,7 @@ SharedMemory::~SharedMemory() {
     std::free(state);
 }
 
-void SharedMemory::reset(u32 bytes) {
+void SharedMemory::reset(u32 bytes, bool watch_races) {
     if (bytes > capacity) {
         std::free(data);
         std::free(state);
@@ -69,6 +69,7 @@ void SharedMemory::reset(u32 bytes) {
         if (data == nullptr || state == nullptr) std::abort();
     }
     size = bytes;
+    if (watch_races) races.reset(bytes);
     if (bytes) {
         // What was never written is not a number, should its check be switched off.
         std::memset(data, 0xff, bytes);
@@ -127,12 +128,14 @@ void note_global_write(const GlobalPlace &place, u32 bytes, const char *) {
 void read_global(void *to, u64 address, u32 bytes, u32 alignment) {
     const GlobalPlace place = find_global(address, bytes, alignment, false, "a read");
     check_global_read(place, bytes, "a read");
+    order_global(place, bytes, AccessKind::READ, actor_of(current_thread), "a read");
     copy_bytes(to, place.data(), bytes);
 }
 
 void write_global(u64 address, const void *from, u32 bytes, u32 alignment) {
     const GlobalPlace place = find_global(address, bytes, alignment, true, "a write");
     note_global_write(place, bytes, "a write");
+    order_global(place, bytes, AccessKind::WRITE, actor_of(current_thread), "a write");
     copy_bytes(place.data(), from, bytes);
 }
 
@@ -196,12 +199,14 @@ void note_shared_write(const SharedPlace &place, u32 bytes, const char *what) {
 void read_shared(void *to, u32 address, u32 bytes, u32 alignment) {
     const SharedPlace place = find_shared(address, bytes, alignment, "a read");
     check_shared_read(place, bytes, "a read");
+    order_shared(place, bytes, AccessKind::READ, actor_of(current_thread), "a read");
     copy_bytes(to, place.data(), bytes);
 }
 
 void write_shared(u32 address, const void *from, u32 bytes, u32 alignment) {
     const SharedPlace place = find_shared(address, bytes, alignment, "a write");
     note_shared_write(place, bytes, "a write");
+    order_shared(place, bytes, AccessKind::WRITE, actor_of(current_thread), "a write");
     copy_bytes(place.data(), from, bytes);
 }
 

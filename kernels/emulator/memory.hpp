@@ -2,6 +2,7 @@
 #pragma once
 
 #include "machine.hpp"
+#include "race.hpp"
 
 namespace emulator {
 
@@ -22,6 +23,7 @@ class SharedMemory {
     u8 *data = nullptr;
     u8 *state = nullptr;
     u32 size = 0;
+    SharedRaces races;
 
     SharedMemory() = default;
     SharedMemory(const SharedMemory &) = delete;
@@ -29,7 +31,7 @@ class SharedMemory {
     ~SharedMemory();
 
     // Memory of a new block: nothing is written.
-    void reset(u32 bytes);
+    void reset(u32 bytes, bool watch_races);
 
   private:
     u32 capacity = 0;

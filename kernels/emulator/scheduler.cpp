@@ -1,8 +1,10 @@
 #include "scheduler.hpp"
 
 #include "async.hpp"
+#include "clock.hpp"
 #include "collective.hpp"
 #include "copy.hpp"
+#include "race.hpp"
 
 #include <cstdarg>
 #include <cstdio>
@@ -295,6 +297,9 @@ void run_group(Worker &worker, Group &group, CopyQueue *copies) {
     group.polling.clear();
     group.idle_rounds = group.progress = group.progress_when_idle = 0;
     group.now = 1;
+    group.floor = 0;
+    group.fences.clear();
+    group.races = launch.races != nullptr;
     group.cluster_barrier = NamedBarrier();
     group.running = u32(group.blocks.size()) * launch.request->block;
     for (u32 rank = 0; rank < group.blocks.size(); rank++) {
