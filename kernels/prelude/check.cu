@@ -102,7 +102,8 @@ KERNEL(256) void shared_counters(const Pointers args) {
     u32 old = atomic_add(args.words, counters[i]) + atomic_max(args.words + 1, i) + atomic_min(args.words + 2, i);
     old += static_cast<u32>(atomic_add(args.integers, 2) + atomic_max(args.integers + 1, 3) + atomic_min(args.integers + 2, 3));
     old += atomic_compare_swap(args.words + 3, 0u, i);
-    old += static_cast<u32>(atomic_add(args.longs, u64{1}) + atomic_max(args.longs + 1, u64{5}) + atomic_compare_swap(args.longs + 2, u64{0}, u64{1}));
+    old += static_cast<u32>(atomic_add(args.longs, u64{1}) + atomic_max(args.longs + 1, u64{5}));
+    old += static_cast<u32>(atomic_compare_swap(args.longs + 2, u64{0}, u64{1}));
     fence_device();
     store_release(args.words + 4, old);
     args.words[5 + i] = load_acquire(args.words + 4) + old;

@@ -105,7 +105,10 @@ template <class T, int N, bool A_TRANSPOSED, bool B_TRANSPOSED> KERNEL(256, 1) v
         wgmma_fence_registers(d);
         wgmma_fence();
         UNROLL
-        for (u32 k = 0; k < 4; k++) wgmma_m64<N, T, A_TRANSPOSED, B_TRANSPOSED>(d, advance_descriptor(a, k * STEP), advance_descriptor(b, k * STEP), true);
+        for (u32 k = 0; k < 4; k++) {
+            const u64 a_step = advance_descriptor(a, k * STEP), b_step = advance_descriptor(b, k * STEP);
+            wgmma_m64<N, T, A_TRANSPOSED, B_TRANSPOSED>(d, a_step, b_step, true);
+        }
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_fence_registers(d);

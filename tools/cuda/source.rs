@@ -31,9 +31,9 @@ impl Source {
         Ok(Source { name, text, instances })
     }
 
-    /// The chips it is for: files named for Hopper hold instructions that no other chip has.
+    /// The chips it is for: files named for Hopper hold instructions that no other chip has, and so may the emulator's tests.
     pub fn chips(&self) -> Vec<&'static Chip> {
-        let hopper = self.name.ends_with("_sm90.cu");
+        let hopper = self.name.ends_with("_sm90.cu") || self.name.starts_with("emulator/");
         CHIPS.iter().filter(|chip| !hopper || chip.name == "sm_90a").collect()
     }
 }
@@ -70,10 +70,11 @@ fn files_of(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) -> Result<
     Ok(())
 }
 
-/// All texts with instances: the rooms', and the prelude's own check.
+/// All texts with instances: the rooms', the prelude's own check, and what tests the emulated device.
 pub fn all(root: &Path) -> Result<Vec<Source>> {
     let mut files = Vec::new();
     files_of(&root.join("kernels/prelude"), "cu", &mut files)?;
+    files_of(&root.join("kernels/emulator"), "cu", &mut files)?;
     files_of(&root.join("kernels/src"), "cu", &mut files)?;
     files.iter().map(|path| Source::read(root, path)).collect()
 }

@@ -11,6 +11,8 @@ use prime_runtime::cuda::Program;
 mod emulator;
 #[allow(dead_code)]
 mod launch;
+#[cfg(all(test, feature = "emulated"))]
+mod prelude_tests;
 mod structs;
 #[cfg(test)]
 mod tests;
