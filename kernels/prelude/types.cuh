@@ -5,12 +5,14 @@
 #define PRIME_DEVICE 1
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #else
 #ifndef PRIME_EMULATED
 #define PRIME_EMULATED 1
 #endif
 #define DEVICE inline
 #define UNROLL
+#define ROLLED
 #endif
 
 using u8 = unsigned char;

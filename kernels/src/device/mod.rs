@@ -75,6 +75,7 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "bulk.cuh",
     "cluster.cuh",
     "copy_async.cuh",
+    "gemm.cuh",
     "math.cuh",
     "matrix.cuh",
     "philox.cuh",
@@ -93,7 +94,7 @@ pub const fn emulated_available() -> bool {
 }
 
 /// The device code of all rooms.
-pub const CODE: &[&Code] = &[&crate::swiglu::CODE];
+pub const CODE: &[&Code] = &[&crate::matmul::CODE, &crate::swiglu::CODE];
 
 /// Checks that kernels can be started on a device in this build.
 ///

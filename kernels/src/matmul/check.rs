@@ -1,11 +1,15 @@
 //! One random case against the oracle.
 
 use prime_runtime::random::Generator;
-use prime_runtime::{DType, Device, Tensor, View, ViewMut, bf16};
+use prime_runtime::{DType, Device, Tensor, View, ViewMut};
 
+use super::cpu::{Product, Right};
+use super::cuda::{self, Plan};
 use super::reference::{self, Shape};
-use super::{Activation, Epilogue, Layout, Packed, accumulate, backward, forward, forward_packed};
-use crate::testing::{any_dtype, compare, from_f32, generator, normal, roundoff, to_f64};
+use super::{
+    Activation, Epilogue, Layout, Packed, Settings, accumulate, backward, forward, forward_packed,
+};
+use crate::testing::{Case, any_dtype, case, compare, from_f32, roundoff, to_f64};
 
 /// A matrix, with its rows spread out or not.
 pub(super) struct Matrix {
@@ -15,9 +19,9 @@ pub(super) struct Matrix {
 
 impl Matrix {
     /// Normal numbers; in half the cases the rows lie in a wider buffer.
-    pub(super) fn normal(random: &mut Generator, dtype: DType, dims: [usize; 2]) -> Self {
+    pub(super) fn normal(random: &mut Case, dtype: DType, dims: [usize; 2]) -> Self {
         let gap = if random.below(2) == 0 { 0 } else { 1 + random.below(9) as usize };
-        let tensor = normal(random, dtype, &[dims[0], dims[1] + gap], 1.0);
+        let tensor = random.tensor(dtype, &[dims[0], dims[1] + gap], 1.0);
         Matrix { tensor, columns: dims[1] }
     }
 
@@ -40,20 +44,16 @@ impl Matrix {
         self.view().to_f32_vec().into_iter().map(f64::from).collect()
     }
 
-    /// The bits of all elements, the gaps' among them.
+    /// The bits of all elements, the gaps' among them, as float32.
     pub(super) fn bits(&self) -> Vec<u32> {
-        match self.tensor.dtype() {
-            DType::BF16 => {
-                self.tensor.as_slice::<bf16>().iter().map(|x| x.to_bits().into()).collect()
-            }
-            _ => self.tensor.as_slice::<f32>().iter().map(|x| x.to_bits()).collect(),
-        }
+        self.tensor.view().to_f32_vec().into_iter().map(f32::to_bits).collect()
     }
 
     /// Another matrix with the same gaps and values.
     pub(super) fn copy(&self) -> Self {
         let values = self.tensor.view().to_f32_vec();
-        let tensor = from_f32(&values, self.tensor.dtype(), self.tensor.dims());
+        let host = from_f32(&values, self.tensor.dtype(), self.tensor.dims());
+        let tensor = host.to(self.tensor.device()).expect("test tensors are small");
         Matrix { tensor, columns: self.columns }
     }
 }
@@ -76,33 +76,110 @@ pub(super) fn chain_bound(k: usize, magnitude: f64) -> f64 {
     relative / (1.0 - relative) * magnitude + steps * f64::from(f32::MIN_POSITIVE)
 }
 
+/// Bound of the error of a sum of `k` products on any device.
+pub(super) fn sum_bound(
+    device: Device,
+    dtype: DType,
+    settings: Settings,
+    k: usize,
+    magnitude: f64,
+) -> f64 {
+    if device == Device::Cpu {
+        return chain_bound(k, magnitude);
+    }
+    // Beside the terms: the sums of parts of k, and C.
+    let terms = k + cuda::MOST_PARTS + 1;
+    if dtype == DType::F32 && !settings.tf32 {
+        return chain_bound(terms, magnitude);
+    }
+    // An instruction of a tensor core takes at least 8 terms and the sum so far, lines them up with the largest, and cuts off what does not
+    // fit beside it: each loses less than two roundoffs of that.
+    let sum = chain_bound(2 * (terms + k.div_ceil(8)), magnitude);
+    if dtype == DType::BF16 {
+        return sum;
+    }
+    // Rounding to 10 bits of fraction errs by a part of 2^-11 in each factor.
+    let factor = 2f64.powi(-11);
+    sum + (2.0 * factor + factor * factor) * (magnitude + sum)
+}
+
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
 pub fn check(device: Device, seed: u64) -> Result<(), String> {
-    let Device::Cpu = device else { return Ok(()) };
-    let mut random = generator(seed);
+    let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
     let layout = [Layout::NN, Layout::NT, Layout::TN][random.below(3) as usize];
-    let shape = Shape {
+    let mut shape = Shape {
         m: size(&mut random, 70),
         n: size(&mut random, 90),
         k: size(&mut random, 90),
         layout,
     };
-    // One case in eight is long enough for chains that span several blocks.
-    let shape = if random.below(8) == 0 {
-        Shape { k: 500 + random.below(1200) as usize, ..shape }
-    } else {
-        shape
-    };
-    let outcome = check_forward(&mut random, shape, dtype)
-        .and_then(|()| check_accumulate(&mut random, shape, dtype))
-        .and_then(|()| {
-            if layout == Layout::TN { Ok(()) } else { check_backward(&mut random, shape, dtype) }
+    match random.below(8) {
+        // Long enough for chains that span several blocks.
+        0 if device == Device::Cpu => shape.k = 500 + random.below(1200) as usize,
+        // Long enough for all slots of shared memory, and for several parts.
+        0 => shape.k = 300 + random.below(400) as usize,
+        // Several tiles of every size.
+        1 if device != Device::Cpu => {
+            shape.m = size(&mut random, 200);
+            shape.n = size(&mut random, 200);
+            shape.k = size(&mut random, 150);
+        }
+        _ => {}
+    }
+    // Rows of whole vectors, as weights have them.
+    if random.below(2) == 0 {
+        [shape.m, shape.n, shape.k] = [shape.m, shape.n, shape.k].map(|x| x.next_multiple_of(8));
+    }
+    let outcome = check_forward(&mut random, device, shape, dtype)
+        .and_then(|()| check_accumulate(&mut random, device, shape, dtype))
+        .and_then(|()| match layout {
+            Layout::TN => Ok(()),
+            _ => check_backward(&mut random, device, shape, dtype),
         });
     outcome.map_err(|message| format!("{dtype} {shape:?}: {message}"))
+}
+
+/// One product. On a device other than the host with a tile size, a number of parts and settings drawn by chance, which are returned.
+fn multiply(
+    random: &mut Case,
+    out: ViewMut<'_>,
+    [a, b]: [View<'_>; 2],
+    shape: Shape,
+    epilogue: Epilogue<'_>,
+    add: bool,
+) -> Result<Settings, String> {
+    let layout = shape.layout;
+    let settings = Settings { tf32: random.below(3) == 0, invariant: random.below(4) == 0 };
+    let outcome = match out.device() {
+        Device::Cpu if add => accumulate(out, a, b, layout),
+        Device::Cpu => forward(out, a, b, layout, epilogue),
+        _ => {
+            let product = Product {
+                k: shape.k,
+                a,
+                transposed_a: layout == Layout::TN,
+                right: Right::Plain { b, transposed: layout == Layout::NT },
+                epilogue,
+                accumulate: add,
+            };
+            let plan = match random.below(2) {
+                0 => Plan::new(&out, &product, b, settings),
+                _ => {
+                    let (index, parts) = (random.below(4) as usize, 1 + random.below(4) as usize);
+                    Plan::of(index, parts, &out, &product, b, settings)
+                }
+            };
+            cuda::run(out, &product, b, layout, plan)
+                .map_err(|error| format!("{plan}: {error}"))?;
+            return Ok(settings);
+        }
+    };
+    outcome.map_err(|error| error.to_string())?;
+    Ok(settings)
 }
 
 /// 0, 1, or up to `most`.
@@ -114,13 +191,18 @@ fn size(random: &mut Generator, most: u32) -> usize {
     }
 }
 
-fn check_forward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(), String> {
+fn check_forward(
+    random: &mut Case,
+    device: Device,
+    shape: Shape,
+    dtype: DType,
+) -> Result<(), String> {
     let (a_dims, b_dims) = stored(shape);
     let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
     let out_dtype = if random.below(2) == 0 { DType::F32 } else { dtype };
     let out_dims = [shape.m, shape.n];
     let mut out = Matrix::normal(random, out_dtype, out_dims);
-    let bias = (random.below(2) == 0).then(|| normal(random, dtype, &[shape.n], 1.0));
+    let bias = (random.below(2) == 0).then(|| random.tensor(dtype, &[shape.n], 1.0));
     let residual = (random.below(2) == 0).then(|| Matrix::normal(random, out_dtype, out_dims));
     let activation = if random.below(2) == 0 { Activation::Silu } else { Activation::Identity };
     let epilogue = Epilogue {
@@ -130,8 +212,8 @@ fn check_forward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(
     };
     let mut packed_out = out.copy();
     let gaps = out.copy();
-    forward(out.view_mut(), a.view(), b.view(), shape.layout, epilogue)
-        .map_err(|e| e.to_string())?;
+    let operands = [a.view(), b.view()];
+    let settings = multiply(random, out.view_mut(), operands, shape, epilogue, false)?;
     only_the_matrix_changed(&out, &gaps)?;
 
     let (a_values, b_values) = (a.values(), b.values());
@@ -148,7 +230,7 @@ fn check_forward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(
     );
     let unit = roundoff(DType::F32);
     let bound = |i: usize| {
-        let mut error = chain_bound(shape.k, magnitudes[i]);
+        let mut error = sum_bound(device, dtype, settings, shape.k, magnitudes[i]);
         let mut x = sums[i];
         if let Some(bias) = &bias_values {
             x += bias[i % shape.n];
@@ -167,7 +249,7 @@ fn check_forward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(
     };
     compare("out", &out.values(), &expected, bound)?;
 
-    if shape.layout != Layout::TN {
+    if shape.layout != Layout::TN && device == Device::Cpu {
         let mut packed = Packed::new(b.view(), shape.layout).map_err(|e| e.to_string())?;
         packed.repack(b.view()).map_err(|e| e.to_string())?;
         forward_packed(packed_out.view_mut(), a.view(), &packed, epilogue)
@@ -179,33 +261,47 @@ fn check_forward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(
     Ok(())
 }
 
-fn check_accumulate(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(), String> {
+fn check_accumulate(
+    random: &mut Case,
+    device: Device,
+    shape: Shape,
+    dtype: DType,
+) -> Result<(), String> {
     let (a_dims, b_dims) = stored(shape);
     let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
     let mut out = Matrix::normal(random, DType::F32, [shape.m, shape.n]);
     let before = out.copy();
-    accumulate(out.view_mut(), a.view(), b.view(), shape.layout).map_err(|e| e.to_string())?;
+    let operands = [a.view(), b.view()];
+    let settings = multiply(random, out.view_mut(), operands, shape, Epilogue::default(), true)?;
     only_the_matrix_changed(&out, &before)?;
     let (sums, magnitudes) = reference::product(shape, &a.values(), &b.values());
     let start = before.values();
     let expected: Vec<f64> = sums.iter().zip(&start).map(|(sum, start)| sum + start).collect();
     compare("out", &out.values(), &expected, |i| {
-        chain_bound(shape.k, magnitudes[i] + start[i].abs())
+        sum_bound(device, dtype, settings, shape.k, magnitudes[i] + start[i].abs())
     })
 }
 
-fn check_backward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<(), String> {
+fn check_backward(
+    random: &mut Case,
+    device: Device,
+    shape: Shape,
+    dtype: DType,
+) -> Result<(), String> {
+    let settings = super::settings().map_err(|e| e.to_string())?;
     let (a_dims, b_dims) = stored(shape);
     let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
     let d_out = Matrix::normal(random, dtype, [shape.m, shape.n]);
     let mut d_a = Matrix::normal(random, dtype, a_dims);
     let mut d_b = Matrix::normal(random, DType::F32, b_dims);
-    let mut d_bias = normal(random, DType::F32, &[shape.n], 1.0);
+    let mut d_bias = random.tensor(DType::F32, &[shape.n], 1.0);
     let (start, start_bias) = (d_b.values(), to_f64(&d_bias));
+    // Sums of columns run on the host only so far.
+    let biased = device == Device::Cpu;
     backward(
         Some(d_a.view_mut()),
         Some(d_b.view_mut()),
-        Some(d_bias.view_mut()),
+        biased.then(|| d_bias.view_mut()),
         d_out.view(),
         a.view(),
         b.view(),
@@ -218,14 +314,17 @@ fn check_backward(random: &mut Generator, shape: Shape, dtype: DType) -> Result<
     let (magnitude_a, magnitude_b, magnitude_bias) =
         reference::backward(shape, &magnitude(&d), &magnitude(&a), &magnitude(&b));
     compare("d_a", &d_a.values(), &expected_a, |i| {
-        let error = chain_bound(shape.n, magnitude_a[i]);
+        let error = sum_bound(device, dtype, settings, shape.n, magnitude_a[i]);
         error + roundoff(dtype) * (expected_a[i].abs() + error)
     })?;
     let added =
         |d: &[f64], start: &[f64]| d.iter().zip(start).map(|(d, x)| d + x).collect::<Vec<_>>();
     compare("d_b", &d_b.values(), &added(&expected_b, &start), |i| {
-        chain_bound(shape.m, magnitude_b[i] + start[i].abs())
+        sum_bound(device, dtype, settings, shape.m, magnitude_b[i] + start[i].abs())
     })?;
+    if !biased {
+        return Ok(());
+    }
     compare("d_bias", &to_f64(&d_bias), &added(&expected_bias, &start_bias), |i| {
         chain_bound(shape.m, magnitude_bias[i] + start_bias[i].abs())
     })

@@ -14,9 +14,14 @@
 //! paired with zero. That instruction reads and writes subnormal numbers as zero. Elsewhere bfloat16 is widened and
 //! summed as float32 is.
 //!
+//! On other devices bfloat16 is multiplied by tensor cores, and float32 by one chain of fused multiply-adds in order, the bits of the
+//! host's chains. Where C has too few tiles for a whole chip, k is cut into parts, whose sums are added in order; C, where it is added to,
+//! joins the finished sum. [`Settings`] say how to have float32 multiplied by tensor cores, and how to have rows that do not depend on m.
+//! Results on one machine are always the same bits.
+//!
 //! Work: 2 m n k operations. Bytes: those of A, B and C once each; B once more where it is put in order first.
 
-use prime_runtime::{DType, Device, NamedDims, Result, Tensor, View, ViewMut};
+use prime_runtime::{DType, Device, Error, NamedDims, Result, Tensor, View, ViewMut};
 
 use self::cpu::{Product, Right, Word};
 use crate::arguments::{self, same_dtype};
@@ -26,11 +31,16 @@ use crate::{reduce, simd};
 mod avx512;
 pub mod check;
 mod cpu;
+mod cuda;
 mod pack;
 mod portable;
 pub mod reference;
+mod settings;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use self::cuda::CODE;
+pub use self::settings::{Settings, settings};
 
 /// Which operands are transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +74,8 @@ pub enum Activation {
     Silu,
 }
 
-/// The right operand in the order in which the kernel reads it, to be used many times: a linear layer's weight during generation.
+/// The right operand in the order in which the host's kernel reads it, to be used many times: a linear layer's weight during generation.
+/// Only the host packs.
 pub struct Packed {
     words: Tensor,
     n: usize,
@@ -78,10 +89,14 @@ impl Packed {
     /// Packs B (k x n for `NN`, n x k for `NT`).
     ///
     /// # Errors
-    /// When B has not two dimensions, or the layout is `TN`.
+    /// When B has not two dimensions or does not lie on the host, or the layout is `TN`.
     pub fn new(b: View<'_>, layout: Layout) -> Result<Packed> {
-        let (n, k) = right_dims("matmul.pack", b, layout)?;
-        arguments::float("matmul.pack", "b", b)?;
+        let operation = "matmul.pack";
+        let (n, k) = right_dims(operation, b, layout)?;
+        arguments::float(operation, "b", b)?;
+        if b.device() != Device::Cpu {
+            return Err(only_for_the_host(operation, b.device()));
+        }
         let word = cpu::word(simd::level(), b.dtype());
         let words = Tensor::zeros(Device::Cpu, DType::U32, &[cpu::panels_length(n, k, word)])?;
         let mut packed = Packed { words, n, k, dtype: b.dtype(), layout, word };
@@ -245,10 +260,26 @@ pub fn backward(
 
 /// Hands a checked product to the device that holds C.
 fn dispatch(out: ViewMut<'_>, product: Product<'_>) -> Result<()> {
-    match out.device() {
-        Device::Cpu => cpu::run(simd::level(), out, &product),
-        device => Err(arguments::no_version("matmul", device)),
+    match (out.device(), &product.right) {
+        (Device::Cpu, _) => cpu::run(simd::level(), out, &product),
+        (device, Right::Packed { .. }) => Err(only_for_the_host("matmul.forward_packed", device)),
+        (_, &Right::Plain { b, transposed }) => {
+            let layout = match (product.transposed_a, transposed) {
+                (true, _) => Layout::TN,
+                (_, true) => Layout::NT,
+                _ => Layout::NN,
+            };
+            let plan = cuda::Plan::new(&out, &product, b, settings()?);
+            cuda::run(out, &product, b, layout, plan)
+        }
     }
+}
+
+/// The error of packing for a device whose kernels read operands as they lie.
+fn only_for_the_host(operation: &'static str, device: Device) -> Error {
+    Error::Device(format!(
+        "{operation}: operands are packed for the host only; on {device} give `forward` the weight itself, which is as fast there"
+    ))
 }
 
 /// n and k of a right operand.

@@ -8,7 +8,7 @@ use super::cpu::{self, Product, Right};
 use super::reference::{self, Shape};
 use super::*;
 use crate::simd::{Level, level};
-use crate::testing::{check_gradient, compare, generator, normal, to_f64, zeros};
+use crate::testing::{case, check_gradient, compare, generator, normal, to_f64, zeros};
 
 const LEVELS: [Level; 4] = [Level::Plain, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
 
@@ -49,7 +49,7 @@ fn shapes(layout: Layout) -> impl Iterator<Item = Shape> {
 const LAYOUTS: [Layout; 3] = [Layout::NN, Layout::NT, Layout::TN];
 
 fn operands(shape: Shape, dtype: DType, seed: u64) -> (Matrix, Matrix) {
-    let mut random = generator(seed);
+    let mut random = case(Device::Cpu, seed);
     let (a_dims, b_dims) = stored(shape);
     (Matrix::normal(&mut random, dtype, a_dims), Matrix::normal(&mut random, dtype, b_dims))
 }
@@ -268,5 +268,145 @@ proptest! {
         let out = product_on(level(), shape, a.view(), b.view(), DType::F32);
         let outcome = compare("out", &out.values(), &sums, |i| chain_bound(k, magnitudes[i]));
         prop_assert!(outcome.is_ok(), "{}", outcome.unwrap_err());
+    }
+}
+
+/// Products on the emulated device.
+#[cfg(feature = "emulated")]
+mod emulated {
+    use super::super::cuda::{self, Plan};
+    use super::*;
+    use crate::matmul::check::{check, sum_bound};
+    use crate::testing::assert_cases;
+
+    const DEVICE: Device = Device::Emulated;
+
+    /// A matrix without gaps, so that rows of whole vectors are aligned to them.
+    fn dense(seed: u64, dtype: DType, dims: [usize; 2]) -> Tensor {
+        case(DEVICE, seed).tensor(dtype, &dims, 1.0)
+    }
+
+    /// The product of the layout with a tile size and a number of parts, or with those of its shape.
+    fn product(
+        [a, b]: [View<'_>; 2],
+        layout: Layout,
+        dtype: DType,
+        tile: Option<(usize, usize)>,
+        settings: Settings,
+    ) -> Tensor {
+        let [m, k] = if layout == Layout::TN { [a.dim(1), a.dim(0)] } else { [a.dim(0), a.dim(1)] };
+        let n = if layout == Layout::NT { b.dim(0) } else { b.dim(1) };
+        let mut out = case(DEVICE, 0).blank(dtype, &[m, n]);
+        let product = Product {
+            k,
+            a,
+            transposed_a: layout == Layout::TN,
+            right: Right::Plain { b, transposed: layout == Layout::NT },
+            epilogue: Epilogue::default(),
+            accumulate: false,
+        };
+        let view = out.view_mut();
+        let plan = match tile {
+            Some((index, parts)) => Plan::of(index, parts, &view, &product, b, settings),
+            None => Plan::new(&view, &product, b, settings),
+        };
+        cuda::run(view, &product, b, layout, plan).unwrap();
+        out
+    }
+
+    const SETTINGS: [(DType, Settings); 3] = [
+        (DType::BF16, Settings { tf32: false, invariant: true }),
+        (DType::F32, Settings { tf32: false, invariant: true }),
+        (DType::F32, Settings { tf32: true, invariant: true }),
+    ];
+
+    #[test]
+    fn random_products_agree_with_the_oracle() {
+        assert_cases(DEVICE, check);
+    }
+
+    #[test]
+    fn tiles_of_every_size_fill_their_slots_several_times_and_cross_every_edge() {
+        for layout in LAYOUTS {
+            let shape = Shape { m: 136, n: 200, k: 440, layout };
+            for (dtype, settings) in SETTINGS {
+                let (a_dims, b_dims) = stored(shape);
+                let (a, b) = (dense(1, dtype, a_dims), dense(2, dtype, b_dims));
+                let (sums, magnitudes) = reference::product(shape, &to_f64(&a), &to_f64(&b));
+                for tile in 0..4 {
+                    let views = [a.view(), b.view()];
+                    let out = product(views, layout, DType::F32, Some((tile, 1)), settings);
+                    compare("out", &to_f64(&out), &sums, |i| {
+                        sum_bound(DEVICE, dtype, settings, shape.k, magnitudes[i])
+                    })
+                    .unwrap_or_else(|message| panic!("{dtype} {shape:?} tile {tile}: {message}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn invariant_products_are_the_same_bits_in_tiles_of_every_size_and_for_a_row_alone() {
+        for layout in [Layout::NN, Layout::NT] {
+            let shape = Shape { m: 40, n: 72, k: 600, layout };
+            for (dtype, settings) in SETTINGS {
+                let (a_dims, b_dims) = stored(shape);
+                let (a, b) = (dense(3, dtype, a_dims), dense(4, dtype, b_dims));
+                let bits = |rows: std::ops::Range<usize>, tile| {
+                    let views = [a.view().rows(rows), b.view()];
+                    product(views, layout, dtype, tile, settings).view().to_f32_vec()
+                };
+                let whole = bits(0..40, None);
+                for tile in 0..4 {
+                    assert!(bits(0..40, Some((tile, 1))) == whole, "{dtype} {layout:?} {tile}");
+                }
+                assert!(bits(17..18, None) == whole[17 * 72..18 * 72], "{dtype} {layout:?}");
+                assert!(bits(3..33, None) == whole[3 * 72..33 * 72], "{dtype} {layout:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn exact_products_of_float32_are_the_bits_of_the_host() {
+        let exact = Settings { tf32: false, invariant: true };
+        for layout in LAYOUTS {
+            for shape in [(33, 70, 130), (64, 64, 256), (1, 200, 77)] {
+                let shape = Shape { m: shape.0, n: shape.1, k: shape.2, layout };
+                let (a_dims, b_dims) = stored(shape);
+                let (a, b) = (dense(5, DType::F32, a_dims), dense(6, DType::F32, b_dims));
+                let out = product([a.view(), b.view()], layout, DType::F32, None, exact);
+                let (a, b) = (a.to(Device::Cpu).unwrap(), b.to(Device::Cpu).unwrap());
+                let mut host = zeros(DType::F32, &[shape.m, shape.n]);
+                let none = Epilogue::default();
+                forward(host.view_mut(), a.view(), b.view(), layout, none).unwrap();
+                assert!(out.view().to_f32_vec() == host.view().to_f32_vec(), "{shape:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_of_few_tiles_is_cut_into_parts_that_are_added_in_order() {
+        let (a, b) = (dense(7, DType::F32, [3, 1024]), dense(8, DType::F32, [16, 1024]));
+        let exact = Settings::default();
+        let operands =
+            |k: std::ops::Range<usize>| [a.view().columns(k.clone()), b.view().columns(k)];
+        let whole = product(operands(0..1024), Layout::NT, DType::F32, None, exact);
+        let mut sums = vec![0f32; 3 * 16];
+        for part in 0..4 {
+            let k = 256 * part..256 * (part + 1);
+            let part =
+                product(operands(k), Layout::NT, DType::F32, None, exact).view().to_f32_vec();
+            sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
+        assert_eq!(whole.view().to_f32_vec(), sums);
+    }
+
+    #[test]
+    fn packing_for_a_device_is_refused_with_what_to_do_instead() {
+        let b = dense(9, DType::F32, [8, 8]);
+        assert_eq!(
+            Packed::new(b.view(), Layout::NT).err().unwrap().to_string(),
+            "matmul.pack: operands are packed for the host only; on emulated give `forward` the weight itself, which is as fast there"
+        );
     }
 }

@@ -1,0 +1,200 @@
+// Matrix products: a block computes a tile of C, or of one of the parts that k is cut into; parts are added by a second kernel.
+#include "gemm.cuh"
+#include "prelude.cuh"
+
+template <class T, class Out> struct Gemm {
+    Global<Out> out;
+    Global<const T> a, b, bias;
+    Global<const Out> residual;
+    // Sums of `parts` parts, each m rows of n (rounded up to 4) columns; null where k is not cut.
+    Global<float> partial;
+    u64 out_stride, a_stride, b_stride, residual_stride;
+    u32 m, n, k, k_of_part, parts;
+    u32 activation, accumulate, vectors;
+};
+
+// What happens to sums on their way out: C where it is added to, bias, activation, residual.
+template <class T, class Out> struct Finish {
+    const Gemm<T, Out> &args;
+
+    DEVICE float one(u32 row, u32 column, float x) const {
+        if (args.accumulate) x += to_float(Out(args.out[row * args.out_stride + column]));
+        if (args.bias) x += to_float(T(args.bias[column]));
+        x = activated(x);
+        if (args.residual) x += to_float(Out(args.residual[row * args.residual_stride + column]));
+        return x;
+    }
+    DEVICE void write(u32 row, u32 column, float x) const {
+        if (row < args.m && column < args.n) args.out[row * args.out_stride + column] = from_float<Out>(one(row, column, x));
+    }
+    // Four sums of a row; `column` is a multiple of 4.
+    DEVICE void write(u32 row, u32 column, Vector<float, 4> x) const {
+        if (row >= args.m || column >= args.n) return;
+        if (!args.vectors) {
+            UNROLL
+            for (int i = 0; i < 4; i++) write(row, column + i, x[i]);
+            return;
+        }
+        const Global<Out> out = args.out + (row * args.out_stride + column);
+        if (args.accumulate) add(x, to_float(load<4>(out)));
+        if (args.bias) add(x, to_float(load<4>(args.bias + column)));
+        UNROLL
+        for (int i = 0; i < 4; i++) x[i] = activated(x[i]);
+        if (args.residual) add(x, to_float(load<4>(args.residual + (row * args.residual_stride + column))));
+        store(out, from_float<Out>(x));
+    }
+    DEVICE static void add(Vector<float, 4> &x, const Vector<float, 4> &y) {
+        UNROLL
+        for (int i = 0; i < 4; i++) x[i] += y[i];
+    }
+    DEVICE float activated(float x) const { return args.activation ? x / (1.0f + exp(-x)) : x; }
+};
+
+// What one block computes. Blocks that run at the same time share rows and columns of tiles: eight rows of tiles are walked side by side.
+struct Place {
+    u32 m, n, part, k_begin, k_end;
+};
+template <int M, int N, class Args> DEVICE Place place_of_block(const Args &args) {
+    const u32 down = ceil_div(args.m, M), across = ceil_div(args.n, N), side = 8 * across;
+    const u32 top = block_index() / side * 8, within = block_index() % side, height = min(8u, down - top);
+    const u32 part = block_index(1), k_begin = part * args.k_of_part;
+    return Place{(top + within % height) * M, within / height * N, part, k_begin, min(args.k, k_begin + args.k_of_part)};
+}
+
+template <class T, class Out> DEVICE Matrix<T> left(const Gemm<T, Out> &args, bool transposed) {
+    return Matrix<T>{args.a, args.a_stride, transposed ? args.k : args.m, transposed ? args.m : args.k};
+}
+template <class T, class Out> DEVICE Matrix<T> right(const Gemm<T, Out> &args, bool transposed) {
+    return Matrix<T>{args.b, args.b_stride, transposed ? args.n : args.k, transposed ? args.k : args.n};
+}
+
+// Where the sums of a part of k go.
+template <class T, class Out> DEVICE Global<float> partial_row(const Gemm<T, Out> &args, u32 part, u32 row) {
+    return args.partial + (u64(part) * args.m + row) * round_up(args.n, 4);
+}
+
+// Writes ROWS x COLUMNS sums that a warp has put into shared memory, in rows STRIDE apart: each lane takes four neighbours at a time. Row r
+// goes to row `row_of(r)` of C.
+template <int ROWS, int COLUMNS, int STRIDE, class T, class Out, class RowOf>
+DEVICE void write_rows(const Gemm<T, Out> &args, const Place &place, Shared<float> rows, u32 first_column, RowOf row_of) {
+    constexpr u32 LANES = COLUMNS / 4;
+    const u32 own_row = lane() / LANES, own_column = lane() % LANES * 4, n = first_column + own_column;
+    sync_warp();
+    ROLLED
+    for (u32 row = own_row; row < ROWS; row += 32 / LANES) {
+        const Vector<float, 4> sums = load<4>(rows + (row * STRIDE + own_column));
+        const u32 m = row_of(row);
+        if (!args.partial) Finish<T, Out>{args}.write(m, n, sums);
+        else if (m < args.m && n < args.n) store(partial_row(args, place.part, m) + n, sums);
+    }
+    sync_warp();
+}
+
+// Products by tensor cores: T is bf16, or float, which is rounded to TF32. Two blocks of four warps share a multiprocessor.
+template <class T, class Out, int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, int STAGES, bool FAST>
+KERNEL(WARPS_M *WARPS_N * 32, 2) void gemm(const Gemm<T, Out> args) {
+    using Tile = TensorTile<T, LAYOUT, M, N, K, WARPS_M, WARPS_N, STAGES, FAST>;
+    const Place place = place_of_block<M, N>(args);
+    Tile tile;
+    tile.run(left(args, LAYOUT == TN), right(args, LAYOUT == NT), place.m, place.n, place.k_begin, place.k_end);
+
+    // Eight columns more than there are sums, so that what a warp writes at once lies in different banks.
+    constexpr int STRIDE = Tile::WARP_N + 8;
+    static_assert(WARPS_M * WARPS_N * 16 * STRIDE * 4 <= Tile::SHARED_BYTES, "the rows fit where the tiles were");
+    const Shared<float> rows = shared<float>(warp() * 16 * STRIDE * 4);
+    UNROLL
+    for (int i = 0; i < Tile::ACROSS_M; i++) {
+        UNROLL
+        for (int j = 0; j < Tile::ACROSS_N; j++) {
+            const Shared<float> to = rows + (lane() / 4 * STRIDE + j * 8 + lane() % 4 * 2);
+            store(to, Vector<float, 2>{{tile.sums[i][j][0], tile.sums[i][j][1]}});
+            store(to + 8 * STRIDE, Vector<float, 2>{{tile.sums[i][j][2], tile.sums[i][j][3]}});
+        }
+        const u32 first_row = place.m + Tile::warp_m() + i * 16;
+        write_rows<16, Tile::WARP_N, STRIDE>(args, place, rows, place.n + Tile::warp_n(), [=](u32 row) { return first_row + row; });
+    }
+}
+
+// Products of floats, each sum one chain of fused multiply-adds. Registers for 64 sums a thread leave room for one block.
+template <int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, int OWN_M, int OWN_N, int STAGES, bool FAST>
+KERNEL(WARPS_M *WARPS_N * 32, OWN_M *OWN_N > 32 ? 1 : 2) void gemm_exact(const Gemm<float, float> args) {
+    using Tile = ExactTile<LAYOUT, M, N, K, WARPS_M, WARPS_N, OWN_M, OWN_N, STAGES, FAST>;
+    const Place place = place_of_block<M, N>(args);
+    Tile tile;
+    tile.run(left(args, LAYOUT == TN), right(args, LAYOUT == NT), place.m, place.n, place.k_begin, place.k_end);
+
+    constexpr int STRIDE = 8 * OWN_N + 8;
+    static_assert(WARPS_M * WARPS_N * 4 * STRIDE * 4 <= Tile::SHARED_BYTES, "the rows fit where the tiles were");
+    const Shared<float> rows = shared<float>(warp() * 4 * STRIDE * 4);
+    UNROLL
+    for (int i = 0; i < OWN_M; i++) {
+        UNROLL
+        for (int j = 0; j < OWN_N; j++) rows[lane() / 8 * STRIDE + Tile::column(lane() % 8, j)] = tile.sums[i][j];
+        const u32 first_row = place.m + Tile::warp_m();
+        write_rows<4, 8 * OWN_N, STRIDE>(args, place, rows, place.n + Tile::warp_n(),
+                                         [=](u32 row) { return first_row + Tile::row(row, i); });
+    }
+}
+
+// Adds the parts of each sum, the first ones first. A thread takes four columns.
+template <class T, class Out> KERNEL(256) void gemm_parts(const Gemm<T, Out> args) {
+    const u32 across = ceil_div(args.n, 4);
+    const u64 at = u64(block_index()) * 256 + thread_index();
+    if (at >= u64(args.m) * across) return;
+    const u32 row = u32(at / across), column = u32(at % across) * 4;
+    Vector<float, 4> sums = load<4>(partial_row(args, 0, row) + column);
+    for (u32 part = 1; part < args.parts; part++) Finish<T, Out>::add(sums, load<4>(partial_row(args, part, row) + column));
+    Finish<T, Out>{args}.write(row, column, sums);
+}
+
+INSTANCE(gemm<bf16, bf16, NN, 128, 128, 32, 2, 2, 4, true>)
+INSTANCE(gemm<bf16, bf16, NT, 128, 128, 32, 2, 2, 4, true>)
+INSTANCE(gemm<bf16, bf16, TN, 128, 128, 32, 2, 2, 4, true>)
+INSTANCE(gemm<bf16, bf16, NN, 64, 64, 64, 2, 2, 3, true>)
+INSTANCE(gemm<bf16, bf16, NT, 64, 64, 64, 2, 2, 3, true>)
+INSTANCE(gemm<bf16, bf16, TN, 64, 64, 64, 2, 2, 3, true>)
+INSTANCE(gemm<bf16, bf16, NN, 16, 64, 64, 1, 4, 6, true>)
+INSTANCE(gemm<bf16, bf16, NT, 16, 64, 64, 1, 4, 6, true>)
+INSTANCE(gemm<bf16, bf16, TN, 16, 64, 64, 1, 4, 6, true>)
+INSTANCE(gemm<bf16, bf16, NN, 64, 64, 64, 2, 2, 3, false>)
+INSTANCE(gemm<bf16, bf16, NT, 64, 64, 64, 2, 2, 3, false>)
+INSTANCE(gemm<bf16, bf16, TN, 64, 64, 64, 2, 2, 3, false>)
+INSTANCE(gemm<bf16, float, NN, 128, 128, 32, 2, 2, 4, true>)
+INSTANCE(gemm<bf16, float, NT, 128, 128, 32, 2, 2, 4, true>)
+INSTANCE(gemm<bf16, float, TN, 128, 128, 32, 2, 2, 4, true>)
+INSTANCE(gemm<bf16, float, NN, 64, 64, 64, 2, 2, 3, true>)
+INSTANCE(gemm<bf16, float, NT, 64, 64, 64, 2, 2, 3, true>)
+INSTANCE(gemm<bf16, float, TN, 64, 64, 64, 2, 2, 3, true>)
+INSTANCE(gemm<bf16, float, NN, 16, 64, 64, 1, 4, 6, true>)
+INSTANCE(gemm<bf16, float, NT, 16, 64, 64, 1, 4, 6, true>)
+INSTANCE(gemm<bf16, float, TN, 16, 64, 64, 1, 4, 6, true>)
+INSTANCE(gemm<bf16, float, NN, 64, 64, 64, 2, 2, 3, false>)
+INSTANCE(gemm<bf16, float, NT, 64, 64, 64, 2, 2, 3, false>)
+INSTANCE(gemm<bf16, float, TN, 64, 64, 64, 2, 2, 3, false>)
+INSTANCE(gemm<float, float, NN, 128, 128, 16, 2, 2, 4, true>)
+INSTANCE(gemm<float, float, NT, 128, 128, 16, 2, 2, 4, true>)
+INSTANCE(gemm<float, float, TN, 128, 128, 16, 2, 2, 4, true>)
+INSTANCE(gemm<float, float, NN, 64, 64, 32, 2, 2, 3, true>)
+INSTANCE(gemm<float, float, NT, 64, 64, 32, 2, 2, 3, true>)
+INSTANCE(gemm<float, float, TN, 64, 64, 32, 2, 2, 3, true>)
+INSTANCE(gemm<float, float, NN, 16, 64, 32, 1, 4, 6, true>)
+INSTANCE(gemm<float, float, NT, 16, 64, 32, 1, 4, 6, true>)
+INSTANCE(gemm<float, float, TN, 16, 64, 32, 1, 4, 6, true>)
+INSTANCE(gemm<float, float, NN, 64, 64, 32, 2, 2, 3, false>)
+INSTANCE(gemm<float, float, NT, 64, 64, 32, 2, 2, 3, false>)
+INSTANCE(gemm<float, float, TN, 64, 64, 32, 2, 2, 3, false>)
+INSTANCE(gemm_exact<NN, 128, 128, 16, 4, 2, 8, 8, 4, true>)
+INSTANCE(gemm_exact<NT, 128, 128, 16, 4, 2, 8, 8, 4, true>)
+INSTANCE(gemm_exact<TN, 128, 128, 16, 4, 2, 8, 8, 4, true>)
+INSTANCE(gemm_exact<NN, 64, 64, 16, 4, 2, 4, 4, 4, true>)
+INSTANCE(gemm_exact<NT, 64, 64, 16, 4, 2, 4, 4, 4, true>)
+INSTANCE(gemm_exact<TN, 64, 64, 16, 4, 2, 4, 4, 4, true>)
+INSTANCE(gemm_exact<NN, 16, 64, 32, 1, 2, 4, 4, 5, true>)
+INSTANCE(gemm_exact<NT, 16, 64, 32, 1, 2, 4, 4, 5, true>)
+INSTANCE(gemm_exact<TN, 16, 64, 32, 1, 2, 4, 4, 5, true>)
+INSTANCE(gemm_exact<NN, 64, 64, 16, 4, 2, 4, 4, 4, false>)
+INSTANCE(gemm_exact<NT, 64, 64, 16, 4, 2, 4, 4, 4, false>)
+INSTANCE(gemm_exact<TN, 64, 64, 16, 4, 2, 4, 4, 4, false>)
+INSTANCE(gemm_parts<bf16, bf16>)
+INSTANCE(gemm_parts<bf16, float>)
+INSTANCE(gemm_parts<float, float>)
