@@ -28,6 +28,20 @@ pub(crate) fn slice_mut<'a, E: Element>(
     Ok(view.into_slice())
 }
 
+/// The elements of a contiguous tensor of type `E` where the host can see them; none on other devices, where the values of index arrays
+/// have been checked before they were uploaded.
+///
+/// # Errors
+/// As for [`slice`].
+pub(crate) fn on_host<'a, E: Element>(
+    operation: &'static str,
+    tensor: &'static str,
+    view: View<'a>,
+) -> Result<Option<&'a [E]>> {
+    dense::<E>(operation, tensor, view)?;
+    Ok((view.device() == Device::Cpu).then(|| view.as_slice()))
+}
+
 /// Checks that a tensor holds elements of type `E`.
 ///
 /// # Errors
@@ -98,7 +112,15 @@ pub(crate) fn value(operation: &'static str, message: impl std::fmt::Display) ->
     Error::Value(format!("{operation}: {message}"))
 }
 
-fn dense<E: Element>(operation: &'static str, tensor: &'static str, view: View<'_>) -> Result<()> {
+/// Checks that a tensor holds elements of type `E` and that its rows follow each other without gaps.
+///
+/// # Errors
+/// As for [`slice`].
+pub(crate) fn dense<E: Element>(
+    operation: &'static str,
+    tensor: &'static str,
+    view: View<'_>,
+) -> Result<()> {
     dtype::<E>(operation, tensor, view)?;
     contiguous(operation, tensor, view)
 }

@@ -93,6 +93,22 @@ impl Case {
         host
     }
 
+    /// A number of columns from 1 to `most`; half of the time a multiple of 8, with which rows without gaps between them start at multiples of
+    /// 16 bytes.
+    pub fn columns(&mut self, most: u32) -> usize {
+        let columns = 1 + self.random.below(most) as usize;
+        if self.random.below(2) == 0 { columns } else { columns.next_multiple_of(8) }
+    }
+
+    /// [`Case::rows`] that an operation is to overwrite: see [`Case::blank`]. What lies beside them is written.
+    pub fn blank_rows(&mut self, dtype: DType, rows: usize, columns: usize) -> Rows {
+        let mut host = Rows::normal(&mut self.random, dtype, rows, columns, 1.0);
+        crate::fill::forward(host.view_mut(), f32::NAN).expect("test tensors are floats");
+        host.tensor = self.place(host.tensor);
+        prime_runtime::emulated::forget(host.view_mut());
+        host
+    }
+
     /// A host tensor on the case's device.
     pub fn place(&self, host: Tensor) -> Tensor {
         match self.device {

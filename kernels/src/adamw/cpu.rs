@@ -2,7 +2,7 @@
 
 use prime_runtime::{DType, View, ViewMut, bf16};
 
-use super::Settings;
+use super::Factors;
 use crate::simd::multiversion;
 use crate::{cast, parallel, reduce};
 
@@ -12,51 +12,15 @@ const GRAIN: usize = 16384;
 /// Parameters updated before they are rounded: five arrays of this length fit a first-level cache.
 const BLOCK: usize = 1024;
 
-/// What one update multiplies by, computed in float64 and rounded once.
-#[derive(Clone, Copy)]
-struct Factors {
-    scale: f32,
-    /// 1 - b1.
-    new_m: f32,
-    b2: f32,
-    /// 1 - b2.
-    new_v: f32,
-    /// 1 - lr * decay.
-    keep: f32,
-    /// lr / (1 - b1^step).
-    rate: f32,
-    /// sqrt(1 - b2^step).
-    root: f32,
-    epsilon: f32,
-}
-
-impl Factors {
-    fn new(settings: Settings) -> Self {
-        let Settings { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale } =
-            settings;
-        Factors {
-            scale: gradient_scale as f32,
-            new_m: (1.0 - beta1) as f32,
-            b2: beta2 as f32,
-            new_v: (1.0 - beta2) as f32,
-            keep: (1.0 - learning_rate * weight_decay) as f32,
-            rate: (learning_rate / (1.0 - beta1.powf(step as f64))) as f32,
-            root: (1.0 - beta2.powf(step as f64)).sqrt() as f32,
-            epsilon: epsilon as f32,
-        }
-    }
-}
-
-pub(crate) fn update(
+pub(super) fn update(
     master: &mut [f32],
     compute: Option<ViewMut<'_>>,
     m: &mut [f32],
     v: &mut [f32],
     gradient: &[f32],
-    settings: Settings,
+    factors: Factors,
 ) {
     let count = gradient.len();
-    let factors = Factors::new(settings);
     let [master, m, v] =
         [master, m, v].map(|slice| ViewMut::from_slice(slice, &[1, count]).shared());
     let dtype = compute.as_ref().map(ViewMut::dtype);

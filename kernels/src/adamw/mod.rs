@@ -9,12 +9,16 @@
 use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
 
 use crate::arguments;
+use crate::device::device_struct;
 
 pub mod check;
 pub(crate) mod cpu;
+mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use cuda::CODE;
 
 /// One update's settings.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +37,42 @@ pub struct Settings {
     pub step: u64,
     /// Multiplies the gradient: clipping by global norm.
     pub gradient_scale: f64,
+}
+
+device_struct! {
+    /// What one update multiplies by, computed in float64 and rounded once.
+    struct Factors {
+        scale: f32,
+        /// 1 - b1.
+        new_m: f32,
+        b2: f32,
+        /// 1 - b2.
+        new_v: f32,
+        /// 1 - lr * decay.
+        keep: f32,
+        /// lr / (1 - b1^step).
+        rate: f32,
+        /// sqrt(1 - b2^step).
+        root: f32,
+        epsilon: f32,
+    }
+}
+
+impl Factors {
+    fn new(settings: Settings) -> Self {
+        let Settings { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale } =
+            settings;
+        Factors {
+            scale: gradient_scale as f32,
+            new_m: (1.0 - beta1) as f32,
+            b2: beta2 as f32,
+            new_v: (1.0 - beta2) as f32,
+            keep: (1.0 - learning_rate * weight_decay) as f32,
+            rate: (learning_rate / (1.0 - beta1.powf(step as f64))) as f32,
+            root: (1.0 - beta2.powf(step as f64)).sqrt() as f32,
+            epsilon: epsilon as f32,
+        }
+    }
 }
 
 /// Updates `master`, `m` and `v`, and writes the new weights to `compute` (float32 or bfloat16, rounded to nearest) where
@@ -62,16 +102,18 @@ pub fn update(
     if settings.step == 0 {
         return Err(arguments::value(OPERATION, "the first update is step 1, got step 0"));
     }
+    arguments::dense::<f32>(OPERATION, "master", master.as_view())?;
+    arguments::dense::<f32>(OPERATION, "m", m.as_view())?;
+    arguments::dense::<f32>(OPERATION, "v", v.as_view())?;
+    arguments::dense::<f32>(OPERATION, "gradient", gradient)?;
+    let factors = Factors::new(settings);
     match gradient.device() {
         Device::Cpu => {
-            let master = arguments::slice_mut(OPERATION, "master", master)?;
-            let m = arguments::slice_mut(OPERATION, "m", m)?;
-            let v = arguments::slice_mut(OPERATION, "v", v)?;
-            let gradient = arguments::slice(OPERATION, "gradient", gradient)?;
-            cpu::update(master, compute, m, v, gradient, settings);
+            let [master, m, v] = [master, m, v].map(ViewMut::into_slice);
+            cpu::update(master, compute, m, v, gradient.as_slice(), factors);
             Ok(())
         }
-        device => Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::update(master, compute, m, v, gradient, factors),
     }
 }
 
@@ -84,6 +126,6 @@ pub fn norm(gradient: View<'_>) -> Result<f64> {
     arguments::dtype::<f32>(OPERATION, "gradient", gradient)?;
     match gradient.device() {
         Device::Cpu => Ok(cpu::norm(gradient)),
-        device => Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::norm(gradient),
     }
 }

@@ -6,7 +6,10 @@ use crate::arguments;
 
 pub mod check;
 pub(crate) mod cpu;
+mod cuda;
 pub mod reference;
+
+pub(crate) use cuda::CODE;
 
 /// out = x in `out`'s dtype, element by element; shapes agree.
 ///
@@ -31,10 +34,12 @@ pub fn forward(out: ViewMut<'_>, x: View<'_>) -> Result<()> {
         });
     }
     match out.device() {
-        Device::Cpu => cpu::forward(out, x),
-        device => return Err(arguments::no_version(OPERATION, device)),
+        Device::Cpu => {
+            cpu::forward(out, x);
+            Ok(())
+        }
+        _ => cuda::forward(out, x),
     }
-    Ok(())
 }
 
 /// The gradient of a cast is a cast.

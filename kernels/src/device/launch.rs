@@ -107,7 +107,7 @@ impl<'a> Launch<'a> {
         );
         let size = view.dtype().size() as u64;
         let rows = view.dims().first().copied().unwrap_or(1) as u64;
-        let row_bytes = if rows == 0 { 0 } else { view.elements() as u64 / rows * size };
+        let row_bytes = (view.elements() as u64).checked_div(rows).unwrap_or(0) * size;
         let extent = Extent {
             start: view.address(),
             rows,

@@ -13,11 +13,13 @@ mod emulator;
 mod launch;
 #[cfg(all(test, feature = "emulated"))]
 mod prelude_tests;
+mod rows;
 mod structs;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use launch::{Launch, Pointer, vectorised};
+pub(crate) use rows::{THREADS, aligned, row_grid, rows_and_columns};
 pub(crate) use structs::{DeviceStruct, StructLayout, device_struct};
 
 /// The text of one `.cu` file.
@@ -52,7 +54,7 @@ pub(crate) use source;
 
 /// The name of a kernel's instance for a float dtype: `by_dtype!(dtype, "swiglu_forward<", ">")`.
 macro_rules! by_dtype {
-    ($dtype:expr, $before:literal, $after:literal) => {
+    ($dtype:expr, $before:literal, $after:expr) => {
         match $dtype {
             prime_runtime::DType::BF16 => concat!($before, "bf16", $after),
             _ => concat!($before, "float", $after),
@@ -60,6 +62,17 @@ macro_rules! by_dtype {
     };
 }
 pub(crate) use by_dtype;
+
+/// [`by_dtype`] with whether rows are aligned as the next template argument: `by_dtype_and_alignment!(dtype, aligned, "fill<", ">")`.
+macro_rules! by_dtype_and_alignment {
+    ($dtype:expr, $aligned:expr, $before:literal, $after:literal) => {
+        match $aligned {
+            true => $crate::device::by_dtype!($dtype, $before, concat!(", true", $after)),
+            false => $crate::device::by_dtype!($dtype, $before, concat!(", false", $after)),
+        }
+    };
+}
+pub(crate) use by_dtype_and_alignment;
 
 /// Embeds headers of the prelude under the names that `.cu` files include them by.
 macro_rules! headers {
@@ -81,6 +94,7 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "philox.cuh",
     "pointers.cuh",
     "prelude.cuh",
+    "rows.cuh",
     "threads.cuh",
     "tma.cuh",
     "types.cuh",
@@ -94,7 +108,21 @@ pub const fn emulated_available() -> bool {
 }
 
 /// The device code of all rooms.
-pub const CODE: &[&Code] = &[&crate::matmul::CODE, &crate::swiglu::CODE];
+pub const CODE: &[&Code] = &[
+    &crate::adamw::CODE,
+    &crate::cast::CODE,
+    &crate::embedding::CODE,
+    &crate::fill::CODE,
+    &crate::gather::CODE,
+    &crate::matmul::CODE,
+    &crate::policy_loss::CODE,
+    &crate::prm_loss::CODE,
+    &crate::reduce::CODE,
+    &crate::rms_norm::CODE,
+    &crate::rope::CODE,
+    &crate::scan::CODE,
+    &crate::swiglu::CODE,
+];
 
 /// Checks that kernels can be started on a device in this build.
 ///

@@ -1,23 +1,26 @@
 //! One random case against the oracle.
 
-use prime_runtime::{DType, Device, Tensor};
+use prime_runtime::{DType, Device};
 
 use super::reference;
-use crate::testing::{Rows, any_dtype, compare, generator, roundoff};
+use crate::testing::{any_dtype, case, compare, roundoff};
 
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
-pub fn check(_device: Device, seed: u64) -> Result<(), String> {
-    let mut random = generator(seed);
+pub fn check(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
-    let (vocabulary, hidden) = (1 + random.below(40), 1 + random.below(100) as usize);
-    let tokens: Vec<u32> = (0..random.below(70)).map(|_| random.below(vocabulary)).collect();
-    let mut rows = |dtype, count: usize| Rows::normal(&mut random, dtype, count, hidden, 1.0);
+    let (vocabulary, hidden) = (1 + random.below(40), random.columns(100));
+    // Now and then more tokens than a device's block looks at together.
+    let count = if random.below(40) == 0 { 900 + random.below(1400) } else { random.below(70) };
+    let tokens: Vec<u32> = (0..count).map(|_| random.below(vocabulary)).collect();
+    let mut rows = |dtype, count: usize| random.rows(dtype, count, hidden, 1.0);
     let (table, d_out) = (rows(dtype, vocabulary as usize), rows(dtype, tokens.len()));
-    let (mut out, mut d_table) = (rows(dtype, tokens.len()), rows(DType::F32, vocabulary as usize));
-    let ids = Tensor::from_slice(&tokens, &[tokens.len()]).map_err(|error| error.to_string())?;
+    let mut d_table = rows(DType::F32, vocabulary as usize);
+    let mut out = random.blank_rows(dtype, tokens.len(), hidden);
+    let ids = random.indices(&tokens);
 
     super::forward(out.view_mut(), ids.view(), table.view()).map_err(|error| error.to_string())?;
     let expected = reference::forward(&tokens, &table.to_f64(), hidden);

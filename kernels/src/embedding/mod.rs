@@ -1,7 +1,7 @@
 //! Token embedding: row `tokens[i]` of the table becomes row i of the output.
 //!
 //! `out` is `[tokens, hidden]`, `tokens` `[tokens]` (u32), `table` `[vocabulary, hidden]` (the dtype of `out`); rows may
-//! be spread out.
+//! be spread out. Tokens on the host are checked against the vocabulary; those on a device have been checked before they were uploaded.
 
 use prime_runtime::{DType, Device, NamedDims, Result, View, ViewMut};
 
@@ -9,7 +9,10 @@ use crate::arguments::{self, with_float};
 
 pub mod check;
 pub(crate) mod cpu;
+mod cuda;
 pub mod reference;
+
+pub(crate) use cuda::CODE;
 
 /// Looks tokens up.
 ///
@@ -20,12 +23,15 @@ pub fn forward(out: ViewMut<'_>, tokens: View<'_>, table: View<'_>) -> Result<()
     arguments::float(OPERATION, "table", table)?;
     arguments::same_dtype(OPERATION, "out", out.as_view(), table.dtype())?;
     let names = [("table", table), ("out", out.as_view())];
-    let tokens = check_arguments(OPERATION, names, tokens)?;
+    check_arguments(OPERATION, names, tokens)?;
     match out.device() {
-        Device::Cpu => with_float!(out.dtype(), E => cpu::forward::<E>(out, tokens, table)),
-        device => return Err(arguments::no_version(OPERATION, device)),
+        Device::Cpu => {
+            let tokens = tokens.as_slice();
+            with_float!(out.dtype(), E => cpu::forward::<E>(out, tokens, table));
+            Ok(())
+        }
+        _ => cuda::forward(out, tokens, table),
     }
-    Ok(())
 }
 
 /// Adds each token's gradient to its row of `d_table` (float32), tokens in order.
@@ -37,24 +43,27 @@ pub fn backward(d_table: ViewMut<'_>, d_out: View<'_>, tokens: View<'_>) -> Resu
     arguments::same_dtype(OPERATION, "d_table", d_table.as_view(), DType::F32)?;
     arguments::float(OPERATION, "d_out", d_out)?;
     let names = [("d_table", d_table.as_view()), ("d_out", d_out)];
-    let tokens = check_arguments(OPERATION, names, tokens)?;
+    check_arguments(OPERATION, names, tokens)?;
     match d_out.device() {
-        Device::Cpu => with_float!(d_out.dtype(), E => cpu::backward::<E>(d_table, d_out, tokens)),
-        device => return Err(arguments::no_version(OPERATION, device)),
+        Device::Cpu => {
+            let tokens = tokens.as_slice();
+            with_float!(d_out.dtype(), E => cpu::backward::<E>(d_table, d_out, tokens));
+            Ok(())
+        }
+        _ => cuda::backward(d_table, d_out, tokens),
     }
-    Ok(())
 }
 
-fn check_arguments<'a>(
+fn check_arguments(
     operation: &'static str,
     [(table_name, table), (out_name, out)]: [(&'static str, View<'_>); 2],
-    tokens: View<'a>,
-) -> Result<&'a [u32]> {
+    tokens: View<'_>,
+) -> Result<()> {
     let mut dims = NamedDims::new(operation);
     dims.bind(table_name, table.dims(), ["vocabulary", "hidden"])?;
     dims.bind("tokens", tokens.dims(), ["tokens"])?;
     dims.bind(out_name, out.dims(), ["tokens", "hidden"])?;
-    let tokens = arguments::slice::<u32>(operation, "tokens", tokens)?;
+    let tokens = arguments::on_host::<u32>(operation, "tokens", tokens)?.unwrap_or_default();
     let vocabulary = table.dim(0);
     if let Some(position) = tokens.iter().position(|&token| token as usize >= vocabulary) {
         return Err(arguments::value(
@@ -65,7 +74,7 @@ fn check_arguments<'a>(
             ),
         ));
     }
-    Ok(tokens)
+    Ok(())
 }
 
 #[cfg(test)]

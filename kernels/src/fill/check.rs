@@ -3,17 +3,17 @@
 use prime_runtime::Device;
 
 use crate::cast::reference;
-use crate::testing::{Rows, any_dtype, compare, generator};
+use crate::testing::{any_dtype, case, compare};
 
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
-pub fn check(_device: Device, seed: u64) -> Result<(), String> {
-    let mut random = generator(seed);
+pub fn check(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
-    let (rows, columns) = (random.below(20) as usize, 1 + random.below(70) as usize);
-    let mut out = Rows::normal(&mut random, dtype, rows, columns, 1.0);
+    let (rows, columns) = (random.below(20) as usize, random.columns(70));
+    let mut out = random.blank_rows(dtype, rows, columns);
     let value = random.normal();
     super::forward(out.view_mut(), value).map_err(|error| error.to_string())?;
     let expected = vec![reference::forward(f64::from(value), dtype); rows * columns];

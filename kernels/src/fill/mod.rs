@@ -6,6 +6,9 @@ use crate::arguments::{self, with_float};
 
 pub mod check;
 pub(crate) mod cpu;
+mod cuda;
+
+pub(crate) use cuda::CODE;
 
 /// out = value, rounded to the dtype.
 ///
@@ -15,10 +18,12 @@ pub fn forward(out: ViewMut<'_>, value: f32) -> Result<()> {
     const OPERATION: &str = "fill.forward";
     arguments::float(OPERATION, "out", out.as_view())?;
     match out.device() {
-        Device::Cpu => with_float!(out.dtype(), E => cpu::forward::<E>(out, value)),
-        device => return Err(arguments::no_version(OPERATION, device)),
+        Device::Cpu => {
+            with_float!(out.dtype(), E => cpu::forward::<E>(out, value));
+            Ok(())
+        }
+        _ => cuda::forward(out, value),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,23 +1,24 @@
 //! One random case against the oracle.
 
-use prime_runtime::{Device, Tensor};
+use prime_runtime::Device;
 
 use super::reference;
-use crate::testing::{Rows, any_dtype, compare, generator};
+use crate::testing::{any_dtype, case, compare};
 
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
-pub fn check(_device: Device, seed: u64) -> Result<(), String> {
-    let mut random = generator(seed);
+pub fn check(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
-    let (rows, columns) = (random.below(60), 1 + random.below(100) as usize);
+    let (rows, columns) = (random.below(60), random.columns(100));
     let picked: Vec<u32> = (0..rows).filter(|_| random.below(3) == 0).collect();
-    let mut draw = |count: usize| Rows::normal(&mut random, dtype, count, columns, 1.0);
+    let mut draw = |count: usize| random.rows(dtype, count, columns, 1.0);
     let (x, d_out) = (draw(rows as usize), draw(picked.len()));
-    let (mut out, mut d_x) = (draw(picked.len()), draw(rows as usize));
-    let ids = Tensor::from_slice(&picked, &[picked.len()]).map_err(|error| error.to_string())?;
+    let mut blank = |count: usize| random.blank_rows(dtype, count, columns);
+    let (mut out, mut d_x) = (blank(picked.len()), blank(rows as usize));
+    let ids = random.indices(&picked);
 
     super::forward(out.view_mut(), x.view(), ids.view()).map_err(|error| error.to_string())?;
     let expected = reference::forward(&x.to_f64(), &picked, columns);

@@ -1,7 +1,7 @@
 //! Picks rows: those that carry a loss, before the final projection.
 //!
 //! `out` is `[picked, columns]`, `x` is `[rows, columns]` of the same dtype, `picked` is `[picked]` (u32), strictly rising;
-//! rows may be spread out.
+//! rows may be spread out. `picked` on the host is checked; on a device it has been checked before it was uploaded.
 
 use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
 
@@ -9,7 +9,10 @@ use crate::arguments::{self, with_float};
 
 pub mod check;
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
+
+pub(crate) use cuda::CODE;
 
 /// out\[i\] = x\[picked\[i\]\].
 ///
@@ -17,12 +20,14 @@ pub mod reference;
 /// When shapes or dtypes disagree, or `picked` does not rise or leaves `x`.
 pub fn forward(out: ViewMut<'_>, x: View<'_>, picked: View<'_>) -> Result<()> {
     const OPERATION: &str = "gather.forward";
-    let picked = check_arguments(OPERATION, ("x", x), ("out", out.as_view()), picked)?;
+    check_arguments(OPERATION, ("x", x), ("out", out.as_view()), picked)?;
     match x.device() {
-        Device::Cpu => with_float!(x.dtype(), E => cpu::forward::<E>(out, x, picked)),
-        device => return Err(arguments::no_version(OPERATION, device)),
+        Device::Cpu => {
+            with_float!(x.dtype(), E => cpu::forward::<E>(out, x, picked.as_slice()));
+            Ok(())
+        }
+        _ => cuda::forward(out, x, picked),
     }
-    Ok(())
 }
 
 /// d_x is overwritten: the gradient in picked rows, 0 in the others.
@@ -31,27 +36,30 @@ pub fn forward(out: ViewMut<'_>, x: View<'_>, picked: View<'_>) -> Result<()> {
 /// As for [`forward`].
 pub fn backward(d_x: ViewMut<'_>, d_out: View<'_>, picked: View<'_>) -> Result<()> {
     const OPERATION: &str = "gather.backward";
-    let picked = check_arguments(OPERATION, ("d_x", d_x.as_view()), ("d_out", d_out), picked)?;
+    check_arguments(OPERATION, ("d_x", d_x.as_view()), ("d_out", d_out), picked)?;
     match d_out.device() {
-        Device::Cpu => with_float!(d_out.dtype(), E => cpu::backward::<E>(d_x, d_out, picked)),
-        device => return Err(arguments::no_version(OPERATION, device)),
+        Device::Cpu => {
+            let picked = picked.as_slice();
+            with_float!(d_out.dtype(), E => cpu::backward::<E>(d_x, d_out, picked));
+            Ok(())
+        }
+        _ => cuda::backward(d_x, d_out, picked),
     }
-    Ok(())
 }
 
-fn check_arguments<'a>(
+fn check_arguments(
     operation: &'static str,
     (all_name, all): (&'static str, View<'_>),
     (some_name, some): (&'static str, View<'_>),
-    picked: View<'a>,
-) -> Result<&'a [u32]> {
+    picked: View<'_>,
+) -> Result<()> {
     let mut dims = NamedDims::new(operation);
     dims.bind(all_name, all.dims(), ["rows", "columns"])?;
     dims.bind("picked", picked.dims(), ["picked"])?;
     dims.bind(some_name, some.dims(), ["picked", "columns"])?;
     arguments::float(operation, all_name, all)?;
     arguments::same_dtype(operation, some_name, some, all.dtype())?;
-    let picked = arguments::slice::<u32>(operation, "picked", picked)?;
+    let picked = arguments::on_host::<u32>(operation, "picked", picked)?.unwrap_or_default();
     if let Some(i) = picked.windows(2).position(|pair| pair[0] >= pair[1]) {
         return Err(arguments::value(
             operation,
@@ -68,7 +76,7 @@ fn check_arguments<'a>(
             operation,
             format!("`picked` names row {last}, but `{all_name}` has {}", all.dim(0)),
         )),
-        _ => Ok(picked),
+        _ => Ok(()),
     }
 }
 

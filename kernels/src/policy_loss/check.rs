@@ -4,16 +4,17 @@ use prime_runtime::random::Generator;
 use prime_runtime::{DType, Device, Tensor};
 
 use super::{Clip, reference};
-use crate::testing::{compare, from_f32, generator, to_f64, zeros};
+use crate::testing::{case, compare, from_f32, to_f64, zeros};
 
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
-pub fn check(_device: Device, seed: u64) -> Result<(), String> {
-    let mut random = generator(seed);
+pub fn check(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = case(device, seed);
     let clip = any_clip(&mut random);
-    let [new, old, advantages, weights] = any_inputs(&mut random, clip);
+    let [new, old, advantages, weights] =
+        any_inputs(&mut random, clip).map(|input| random.place(input));
     let tokens = new.dims()[0];
     let [new64, old64, advantages64, weights64] = [&new, &old, &advantages, &weights].map(to_f64);
 
@@ -37,7 +38,7 @@ pub fn check(_device: Device, seed: u64) -> Result<(), String> {
     let counts = |s: super::Statistics| [s.clipped, s.clipped_dual, s.tokens];
     compare("counts", &counts(statistics), &counts(expected), |_| 0.0)?;
 
-    let mut d_log_probs = from_f32(&vec![f32::NAN; tokens], DType::F32, &[tokens]);
+    let mut d_log_probs = random.blank(DType::F32, &[tokens]);
     super::backward(
         d_log_probs.view_mut(),
         new.view(),

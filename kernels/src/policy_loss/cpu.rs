@@ -1,6 +1,6 @@
 //! The host version: one pass, the elementary part vectorised, the sums in token order.
 
-use super::{Clip, Inputs, MOST_LOG_RATIO, Statistics};
+use super::{Clip, HostInputs, MOST_LOG_RATIO, Statistics};
 use crate::math::exp;
 use crate::simd::multiversion;
 
@@ -53,7 +53,7 @@ fn token(new: f32, old: f32, advantage: f32, clip: Clip) -> Token {
     }
 }
 
-pub(super) fn forward(inputs: Inputs<'_>, clip: Clip) -> Statistics {
+pub(super) fn forward(inputs: HostInputs<'_>, clip: Clip) -> Statistics {
     let mut statistics = Statistics { tokens: inputs.new.len() as f64, ..Statistics::default() };
     let (mut losses, mut flags) = ([0.0f32; CHUNK], [0u8; CHUNK]);
     for start in (0..inputs.new.len()).step_by(CHUNK) {
@@ -90,7 +90,7 @@ multiversion! {
 }
 
 multiversion! {
-    pub(super) fn backward(d_log_probs: &mut [f32], inputs: Inputs<'_>, clip: Clip) {
+    pub(super) fn backward(d_log_probs: &mut [f32], inputs: HostInputs<'_>, clip: Clip) {
         for i in 0..d_log_probs.len() {
             let token = token(inputs.new[i], inputs.old[i], inputs.advantages[i], clip);
             d_log_probs[i] = token.slope * inputs.weights[i];

@@ -17,9 +17,12 @@ use crate::arguments;
 
 pub mod check;
 mod cpu;
+mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use cuda::CODE;
 
 /// Where the ratio is clipped.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,7 +53,7 @@ pub struct Statistics {
 /// The greatest |new - old| that a ratio is computed of.
 const MOST_LOG_RATIO: f32 = 20.0;
 
-/// The loss and what it says of itself, tokens added in order.
+/// The loss and what it says of itself, tokens added in order on the host, in a fixed order on a device.
 ///
 /// # Errors
 /// When shapes or dtypes disagree, or a bound of the clip is out of range.
@@ -65,8 +68,8 @@ pub fn forward(
     let mut dims = NamedDims::new(OP);
     let inputs = inputs(OP, &mut dims, new_log_probs, old_log_probs, advantages, weights, clip)?;
     match new_log_probs.device() {
-        Device::Cpu => Ok(cpu::forward(inputs, clip)),
-        device => Err(arguments::no_version(OP, device)),
+        Device::Cpu => Ok(cpu::forward(inputs.on_host(), clip)),
+        _ => cuda::forward(inputs, clip),
     }
 }
 
@@ -86,22 +89,43 @@ pub fn backward(
     let mut dims = NamedDims::new(OP);
     dims.bind("d_log_probs", d_log_probs.dims(), ["tokens"])?;
     let inputs = inputs(OP, &mut dims, new_log_probs, old_log_probs, advantages, weights, clip)?;
+    arguments::dense::<f32>(OP, "d_log_probs", d_log_probs.as_view())?;
     match new_log_probs.device() {
         Device::Cpu => {
-            cpu::backward(arguments::slice_mut(OP, "d_log_probs", d_log_probs)?, inputs, clip);
+            cpu::backward(d_log_probs.into_slice(), inputs.on_host(), clip);
             Ok(())
         }
-        device => Err(arguments::no_version(OP, device)),
+        _ => cuda::backward(d_log_probs, inputs, clip),
     }
 }
 
 /// The four inputs of both directions, one value a token.
 #[derive(Clone, Copy)]
 struct Inputs<'a> {
+    new: View<'a>,
+    old: View<'a>,
+    advantages: View<'a>,
+    weights: View<'a>,
+}
+
+/// [`Inputs`] that the host can see.
+#[derive(Clone, Copy)]
+struct HostInputs<'a> {
     new: &'a [f32],
     old: &'a [f32],
     advantages: &'a [f32],
     weights: &'a [f32],
+}
+
+impl<'a> Inputs<'a> {
+    fn on_host(&self) -> HostInputs<'a> {
+        HostInputs {
+            new: self.new.as_slice(),
+            old: self.old.as_slice(),
+            advantages: self.advantages.as_slice(),
+            weights: self.weights.as_slice(),
+        }
+    }
 }
 
 fn inputs<'a>(
@@ -115,7 +139,7 @@ fn inputs<'a>(
 ) -> Result<Inputs<'a>> {
     let mut vector = |name: &'static str, view: View<'a>| {
         dims.bind(name, view.dims(), ["tokens"])?;
-        arguments::slice::<f32>(operation, name, view)
+        arguments::dense::<f32>(operation, name, view).map(|()| view)
     };
     let inputs = Inputs {
         new: vector("new_log_probs", new_log_probs)?,

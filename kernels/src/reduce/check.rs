@@ -3,21 +3,26 @@
 use prime_runtime::{DType, Device};
 
 use super::reference;
-use crate::testing::{Rows, any_dtype, compare, generator, normal, roundoff, to_f64};
+use crate::testing::{any_dtype, case, compare, roundoff, to_f64};
 
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
-pub fn check(_device: Device, seed: u64) -> Result<(), String> {
-    let mut random = generator(seed);
+pub fn check(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
-    let (rows, columns) = (random.below(80) as usize, 1 + random.below(130) as usize);
-    let x = Rows::normal(&mut random, dtype, rows, columns, 1.0);
-    let mut out = normal(&mut random, DType::F32, &[columns], 1.0);
+    // Now and then more rows than a device's block sums alone, or more columns.
+    let (rows, columns) = match random.below(12) {
+        0 => (400 + random.below(1200) as usize, random.columns(12)),
+        1 => (random.below(20) as usize, random.columns(600)),
+        _ => (random.below(80) as usize, random.columns(130)),
+    };
+    let x = random.rows(dtype, rows, columns, 1.0);
+    let mut out = random.tensor(DType::F32, &[columns], 1.0);
 
     let mut expected = to_f64(&out);
-    // What bounds a sum's error: one roundoff of the sum of magnitudes for each addition.
+    // What bounds a sum's error in every order: one roundoff of the sum of magnitudes for each addition.
     let mut magnitude: Vec<f64> = expected.iter().map(|x| x.abs()).collect();
     let values = x.to_f64();
     let sizes: Vec<f64> = values.iter().map(|x| x.abs()).collect();

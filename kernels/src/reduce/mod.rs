@@ -6,9 +6,13 @@ use crate::arguments::{self, with_float};
 
 pub mod check;
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
-/// Adds to each element of `out` (float32 `[columns]`) the sum of its column of `x` (`[rows, columns]`), rows in order: a bias's gradient.
+pub(crate) use cuda::CODE;
+
+/// Adds to each element of `out` (float32 `[columns]`) the sum of its column of `x` (`[rows, columns]`), rows in order on the
+/// host: a bias's gradient.
 ///
 /// # Errors
 /// When shapes or dtypes disagree.
@@ -18,13 +22,13 @@ pub fn columns(out: ViewMut<'_>, x: View<'_>) -> Result<()> {
     dims.bind("x", x.dims(), ["rows", "columns"])?;
     dims.bind("out", out.dims(), ["columns"])?;
     arguments::float(OPERATION, "x", x)?;
+    arguments::dense::<f32>(OPERATION, "out", out.as_view())?;
     match x.device() {
         Device::Cpu => {
-            let out = arguments::slice_mut(OPERATION, "out", out)?;
-            with_float!(x.dtype(), E => cpu::columns::<E>(out, x));
+            with_float!(x.dtype(), E => cpu::columns::<E>(out.into_slice(), x));
             Ok(())
         }
-        device => Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::columns(out, x),
     }
 }
 
@@ -37,7 +41,7 @@ pub fn sum(x: View<'_>) -> Result<f64> {
     arguments::float(OPERATION, "x", x)?;
     match x.device() {
         Device::Cpu => Ok(with_float!(x.dtype(), E => cpu::sum::<E>(x))),
-        device => Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::sum(x, cuda::Of::Elements),
     }
 }
 

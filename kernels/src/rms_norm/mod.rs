@@ -17,9 +17,12 @@ use crate::arguments::{self, with_float};
 
 pub mod check;
 pub(crate) mod cpu;
+mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use cuda::CODE;
 
 /// Normalises `x`.
 ///
@@ -40,7 +43,7 @@ pub fn forward(
             with_float!(x.dtype(), E => cpu::forward::<E>(out, rstd, x, weight, epsilon));
             Ok(())
         }
-        device => Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::forward(out, rstd, x, weight, epsilon),
     }
 }
 
@@ -71,12 +74,12 @@ pub fn forward_residual(
             );
             Ok(())
         }
-        device => Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::normalise(out, Some(sum), rstd, x, Some(delta), weight, epsilon),
     }
 }
 
 /// Gradients: `d_x` is overwritten with the gradient through the norm, plus `d_residual` where given (what reached `x`
-/// past the norm); `d_weight` (float32) is added to, tokens in order.
+/// past the norm); `d_weight` (float32) is added to, tokens in order on the host.
 ///
 /// # Errors
 /// When shapes or dtypes disagree.
@@ -97,16 +100,17 @@ pub fn backward(
         shapes.like_x("d_residual", d_residual)?;
     }
     shapes.dims.bind("d_weight", d_weight.dims(), ["width"])?;
+    arguments::dense::<f32>(OPERATION, "d_weight", d_weight.as_view())?;
     match x.device() {
         Device::Cpu => {
-            let d_weight = arguments::slice_mut(OPERATION, "d_weight", d_weight)?;
+            let d_weight = d_weight.into_slice();
             with_float!(
                 x.dtype(),
                 E => cpu::backward::<E>(d_x, d_weight, d_out, x, weight, rstd, d_residual)
             );
             Ok(())
         }
-        device => Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::backward(d_x, d_weight, d_out, x, weight, rstd, d_residual),
     }
 }
 

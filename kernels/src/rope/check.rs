@@ -1,23 +1,23 @@
 //! One random case against the oracle.
 
-use prime_runtime::{Device, Error, Tensor, View, ViewMut};
+use prime_runtime::{DType, Device, Error, View, ViewMut};
 
 use super::reference;
-use crate::testing::{any_dtype, compare, from_f32, generator, normal, roundoff, to_f64};
+use crate::testing::{any_dtype, case, compare, normal, roundoff, to_f64};
 
 /// See [`crate::testing::Check`].
 ///
 /// # Errors
 /// A message with the element that disagreed most.
-pub fn check(_device: Device, seed: u64) -> Result<(), String> {
-    let mut random = generator(seed);
+pub fn check(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
     let (tokens, heads) = (random.below(9) as usize, 1 + random.below(5) as usize);
-    let half = 1 + random.below(128) as usize;
+    let half = random.columns(128);
     let (head_dim, table) = (2 * half, 1 + random.below(20));
     // `x` is the middle of a fused buffer, between other columns that must keep their values.
     let (before, columns, after) =
-        (random.below(7) as usize, heads * head_dim, random.below(7) as usize);
+        (random.below(3) as usize * 4, heads * head_dim, random.below(5) as usize * 2);
     let width = before + columns + after;
     let fused = normal(&mut random, dtype, &[tokens, width], 1.0);
     let positions: Vec<u32> = (0..tokens).map(|_| random.below(table)).collect();
@@ -31,13 +31,13 @@ pub fn check(_device: Device, seed: u64) -> Result<(), String> {
     let error = |error: Error| error.to_string();
 
     let table_dims = [table as usize, half];
-    let position_tensor = Tensor::from_slice(&positions, &[tokens]).map_err(error)?;
-    let cos_tensor = Tensor::from_slice(&cos, &table_dims).map_err(error)?;
-    let sin_tensor = Tensor::from_slice(&sin, &table_dims).map_err(error)?;
+    let position_tensor = random.indices(&positions);
+    let [cos_tensor, sin_tensor] =
+        [&cos, &sin].map(|table| random.of(table, DType::F32, &table_dims));
     type Operation = fn(ViewMut<'_>, View<'_>, View<'_>, View<'_>) -> Result<(), Error>;
     let forward: (&str, Operation, f64) = ("forward", super::forward, 1.0);
     for (what, operation, sign) in [forward, ("backward", super::backward, -1.0)] {
-        let mut turned = from_f32(&fused.view().to_f32_vec(), dtype, &[tokens, width]);
+        let mut turned = random.of(&fused.view().to_f32_vec(), dtype, &[tokens, width]);
         let x = turned.view_mut().into_columns(before..before + columns);
         operation(
             x.into_shape(&[tokens, heads, head_dim]),

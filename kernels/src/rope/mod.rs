@@ -3,7 +3,8 @@
 //!
 //! `x` is `[tokens, heads, head_dim]` (rows may be spread out), `positions` is `[tokens]` (u32), `cos` and `sin` are float32 tables
 //! `[positions, head_dim / 2]`; frequency scaling is in the tables, which the model makes. A pair becomes
-//! `(x1 cos - x2 sin, x2 cos + x1 sin)`, computed in float32 and rounded once.
+//! `(x1 cos - x2 sin, x2 cos + x1 sin)`, computed in float32 and rounded once. Positions on the host are checked against the tables; those
+//! on a device have been checked before they were uploaded.
 //!
 //! Source: Su et al., arXiv 2104.09864.
 
@@ -13,7 +14,10 @@ use crate::arguments;
 
 pub mod check;
 mod cpu;
+mod cuda;
 pub mod reference;
+
+pub(crate) use cuda::CODE;
 
 /// Which way the pairs are turned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +73,6 @@ fn turn(
     arguments::dtype::<f32>(operation, "sin", sin)?;
     match x.device() {
         Device::Cpu => cpu::turn(operation, x, positions, cos, sin, direction),
-        device => Err(arguments::no_version(operation, device)),
+        _ => cuda::turn(x, positions, cos, sin, direction),
     }
 }

@@ -1,6 +1,7 @@
 //! Segmented reverse scan: returns. out\[t\] = x\[t\] + discount * out\[t + 1\] within each sequence.
 //!
-//! `out` and `x` are float32 `[tokens]`, `cu_seqlens` u32 `[sequences + 1]`.
+//! `out` and `x` are float32 `[tokens]`, `cu_seqlens` u32 `[sequences + 1]`: checked on the host; on a device it has been checked before it
+//! was uploaded.
 
 use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
 
@@ -8,7 +9,10 @@ use crate::arguments;
 
 pub mod check;
 pub(crate) mod cpu;
+mod cuda;
 pub mod reference;
+
+pub(crate) use cuda::CODE;
 
 /// Discounted sums from each token to the end of its sequence.
 ///
@@ -19,15 +23,15 @@ pub fn forward(out: ViewMut<'_>, x: View<'_>, cu_seqlens: View<'_>, discount: f3
     let mut dims = NamedDims::new(OPERATION);
     dims.bind("x", x.dims(), ["tokens"])?;
     dims.bind("out", out.dims(), ["tokens"])?;
-    let offsets = check_offsets(OPERATION, cu_seqlens, x.dim(0))?;
+    check_offsets(OPERATION, cu_seqlens, x.dim(0))?;
+    arguments::dense::<f32>(OPERATION, "out", out.as_view())?;
+    arguments::dense::<f32>(OPERATION, "x", x)?;
     match x.device() {
         Device::Cpu => {
-            let out = arguments::slice_mut::<f32>(OPERATION, "out", out)?;
-            let x = arguments::slice::<f32>(OPERATION, "x", x)?;
-            cpu::forward(out, x, offsets, discount);
+            cpu::forward(out.into_slice(), x.as_slice(), cu_seqlens.as_slice(), discount);
             Ok(())
         }
-        device => Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::forward(out, x, cu_seqlens, discount),
     }
 }
 
@@ -45,28 +49,28 @@ pub fn backward(
     let mut dims = NamedDims::new(OPERATION);
     dims.bind("d_out", d_out.dims(), ["tokens"])?;
     dims.bind("d_x", d_x.dims(), ["tokens"])?;
-    let offsets = check_offsets(OPERATION, cu_seqlens, d_out.dim(0))?;
+    check_offsets(OPERATION, cu_seqlens, d_out.dim(0))?;
+    arguments::dense::<f32>(OPERATION, "d_x", d_x.as_view())?;
+    arguments::dense::<f32>(OPERATION, "d_out", d_out)?;
     match d_out.device() {
         Device::Cpu => {
-            let d_x = arguments::slice_mut::<f32>(OPERATION, "d_x", d_x)?;
-            let d_out = arguments::slice::<f32>(OPERATION, "d_out", d_out)?;
-            cpu::backward(d_x, d_out, offsets, discount);
+            cpu::backward(d_x.into_slice(), d_out.as_slice(), cu_seqlens.as_slice(), discount);
             Ok(())
         }
-        device => Err(arguments::no_version(OPERATION, device)),
+        _ => cuda::backward(d_x, d_out, cu_seqlens, discount),
     }
 }
 
-fn check_offsets<'a>(
-    operation: &'static str,
-    cu_seqlens: View<'a>,
-    tokens: usize,
-) -> Result<&'a [u32]> {
+fn check_offsets(operation: &'static str, cu_seqlens: View<'_>, tokens: usize) -> Result<()> {
     NamedDims::new(operation).bind("cu_seqlens", cu_seqlens.dims(), ["sequences + 1"])?;
-    let offsets = arguments::slice::<u32>(operation, "cu_seqlens", cu_seqlens)?;
+    let offsets = arguments::on_host::<u32>(operation, "cu_seqlens", cu_seqlens)?;
     let refuse = |message: String| Err(arguments::value(operation, message));
-    let [first, .., last] = match offsets {
-        [] => return refuse("`cu_seqlens` is empty, expected at least a 0".to_string()),
+    if cu_seqlens.dim(0) == 0 {
+        return refuse("`cu_seqlens` is empty, expected at least a 0".to_string());
+    }
+    let Some(offsets) = offsets else { return Ok(()) };
+    let [first, last] = match offsets {
+        [] => [0, 0],
         &[only] => [only, only],
         &[first, .., last] => [first, last],
     };
@@ -84,7 +88,7 @@ fn check_offsets<'a>(
     if last as usize != tokens {
         return refuse(format!("`cu_seqlens` ends at {last}, but there are {tokens} tokens"));
     }
-    Ok(offsets)
+    Ok(())
 }
 
 #[cfg(test)]
