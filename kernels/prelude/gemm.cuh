@@ -169,7 +169,7 @@ template <class T, int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, in
     /// Instructions side by side.
     static constexpr int ACROSS_M = WARP_M / 16, ACROSS_N = WARP_N / 8;
     static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0, "fragments of A cover 16 rows, and those of B are loaded in pairs of 8 columns");
-    static_assert(STEPS % 2 == 0, "two sets of fragments take turns, and each tile begins with the first");
+    static_assert(WORDS || STEPS % 2 == 0, "two sets of fragments take turns, and each tile begins with the first");
     static_assert(!WORDS || STEP * sizeof(T) == 32, "a step is two chunks");
 
     struct Fragments {
@@ -195,23 +195,38 @@ template <class T, int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, in
         Slots slots(a, b, first_m, first_n, k_begin, k_end);
         const u32 tiles = slots.left, lane_a = offset_a(), lane_b = offset_b();
         slots.fill();
-        Fragments sets[2];
         u32 read = 0;
-        if (tiles > 0) load(sets[0], read, lane_a, lane_b, 0);
-        for (u32 tile = 0; tile < tiles; tile++) {
-            UNROLL
-            for (int step = 0; step < STEPS; step++) {
-                Fragments &next = sets[(step + 1) % 2];
-                if (step + 1 < STEPS) {
-                    load(next, read, lane_a, lane_b, step + 1);
-                } else {
-                    slots.wait();
-                    read = Slots::following(read);
-                    if (tile + 1 < tiles) load(next, read, lane_a, lane_b, 0);
+        if constexpr (WORDS) {
+            // Rounding needs registers of its own: there are none left for a second set of fragments.
+            Fragments set;
+            for (u32 tile = 0; tile < tiles; tile++) {
+                UNROLL
+                for (int step = 0; step < STEPS; step++) {
+                    load(set, read, lane_a, lane_b, step);
+                    if (step == 0) slots.start();
+                    multiply(set);
                 }
-                // Into the slot that was read last in the round before, which all warps have left.
-                if (step == 0) slots.start();
-                multiply(sets[step % 2]);
+                slots.wait();
+                read = Slots::following(read);
+            }
+        } else {
+            Fragments sets[2];
+            if (tiles > 0) load(sets[0], read, lane_a, lane_b, 0);
+            for (u32 tile = 0; tile < tiles; tile++) {
+                UNROLL
+                for (int step = 0; step < STEPS; step++) {
+                    Fragments &next = sets[(step + 1) % 2];
+                    if (step + 1 < STEPS) {
+                        load(next, read, lane_a, lane_b, step + 1);
+                    } else {
+                        slots.wait();
+                        read = Slots::following(read);
+                        if (tile + 1 < tiles) load(next, read, lane_a, lane_b, 0);
+                    }
+                    // Into the slot that was read last in the round before, which all warps have left.
+                    if (step == 0) slots.start();
+                    multiply(sets[step % 2]);
+                }
             }
         }
         copy_async_wait<0>();
