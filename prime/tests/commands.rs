@@ -595,9 +595,31 @@ fn a_plan_and_the_doctor_say_what_there_is() {
     assert!(plan.contains("qwen3") && plan.contains("master weights"), "{plan}");
 
     let doctor = prime(&["doctor", "--threads", "1"], "").expect(0).out;
-    for word in ["cores", "1 in use", "instructions", "GFLOP/s", "GB/s", "CPU only"] {
+    for word in ["cores", "1 in use", "instructions", "GFLOP/s", "GB/s", "devices           cpu"] {
         assert!(doctor.contains(word), "{doctor}");
     }
+    for row in ["CUDA driver", "CUDA compiler", "kernel cache"] {
+        assert!(doctor.contains(row), "{doctor}");
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_a_sentence() {
+    if prime_runtime::cuda::device_count().is_ok() {
+        return println!("skipped: there is a driver");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let out = out.to_str().unwrap();
+    let train = |device: &str| {
+        let device = format!("device={device}");
+        prime(&[&["train", "--out", out, "--set", &device], &TINY[..]].concat(), "")
+    };
+    let refused = train("cuda").expect(1).err;
+    let sentence = refused.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    assert!(sentence.contains("the NVIDIA driver is not here: libcuda.so.1"), "{refused}");
+    let refused = train("cuda:x").err;
+    assert!(refused.contains("there is no device `cuda:x`; devices are `cpu`"), "{refused}");
 }
 
 #[cfg(unix)]

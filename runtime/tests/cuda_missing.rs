@@ -14,6 +14,7 @@ fn without_a_driver_the_sentence_says_what_was_looked_for_and_where_and_the_host
         Tensor::zeros(Device::Cuda(0), DType::F32, &[1]).map(|_| ()),
         cuda::properties(0).map(|_| ()),
         cuda::synchronize(0),
+        cuda::ready(0),
     ] {
         assert_eq!(attempt.unwrap_err().to_string(), error);
     }

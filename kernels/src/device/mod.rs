@@ -134,6 +134,7 @@ pub fn check(device: Device) -> prime_runtime::Result<()> {
             "this program was built without the emulated device; build it with `--features emulated`, which needs a C++ compiler"
                 .to_owned(),
         )),
+        Device::Cuda(number) => prime_runtime::cuda::ready(number),
         _ => Ok(()),
     }
 }

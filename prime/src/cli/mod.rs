@@ -166,7 +166,27 @@ fn sentence(error: &anyhow::Error) -> String {
         }
         text.push_str(cause);
     }
+    if is_out_of_memory(error) {
+        text.push_str(
+            ". Smaller `--set train.micro_batch_tokens=N` makes the largest parts of training smaller, `--set \
+             train.checkpoint_activations=true` keeps less between forward and backward, `--set rollout.slots=N` bounds what \
+             generation keeps; `prime plan` lists what each takes",
+        );
+    }
     text
+}
+
+fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let runtime = cause.downcast_ref::<prime_runtime::Error>();
+        let model = match cause.downcast_ref::<prime_model::Error>() {
+            Some(prime_model::Error::Runtime(error)) => Some(error),
+            _ => None,
+        };
+        runtime
+            .or(model)
+            .is_some_and(|error| matches!(error, prime_runtime::Error::OutOfMemory { .. }))
+    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -198,6 +218,25 @@ mod tests {
         let cause = std::io::Error::other("the disk is full");
         let error = anyhow::Error::new(cause).context("cannot write x: the disk is full");
         assert_eq!(sentence(&error.context("line 3")), "line 3: cannot write x: the disk is full");
+    }
+
+    #[test]
+    fn a_plan_without_room_is_told_the_settings_that_make_it_smaller() {
+        let full = || prime_runtime::Error::OutOfMemory {
+            device: prime_runtime::Device::Cuda(0),
+            bytes: 3 << 30,
+            free: Some(2 << 30),
+            parts: vec![("gate_up".to_owned(), 1 << 30), ("hidden".to_owned(), 1 << 20)],
+        };
+        let told = [anyhow::Error::new(full()), prime_model::Error::from(full()).into()]
+            .map(|error| sentence(&error.context("the activations")));
+        for text in &told {
+            let expected = "the activations: cuda:0 is out of memory: 3.0 GiB are needed and 2.0 GiB are free; \
+                            the largest parts are gate_up with 1.0 GiB, hidden with 1.0 MiB. Smaller `--set train.micro_batch_tokens=N`";
+            assert!(text.starts_with(expected), "{text}");
+        }
+        let other = prime_runtime::Error::Value("the rest".to_owned());
+        assert_eq!(sentence(&other.into()), "the rest");
     }
 
     #[test]

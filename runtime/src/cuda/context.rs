@@ -9,6 +9,7 @@ use cudarc::driver::sys::{
 };
 
 use super::driver::{Driver, Refusal, driver};
+use super::nvrtc::nvrtc;
 use super::staging::Staging;
 use crate::{Device, Error, Result};
 
@@ -279,6 +280,15 @@ impl Context {
         unsafe { self.driver.cuEventCreate(&mut event, flags as u32) }?;
         Ok(event)
     }
+}
+
+/// Checks that kernels can be compiled for a device and started on it.
+///
+/// # Errors
+/// A sentence that says what is missing.
+pub fn ready(number: u32) -> Result<()> {
+    let chip = context(number)?.properties.chip;
+    nvrtc()?.knows(chip)
 }
 
 /// Waits until everything that was started on a device is done.

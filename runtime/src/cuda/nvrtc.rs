@@ -229,7 +229,8 @@ impl Nvrtc {
         Ok(Compiled { symbol: program.lowered(&name)?, cubin: program.cubin()? })
     }
 
-    fn knows(&self, chip: Chip) -> Result<()> {
+    /// Checks that this version compiles for a chip.
+    pub(super) fn knows(&self, chip: Chip) -> Result<()> {
         let number = chip.major * 10 + chip.minor;
         if self.chips.contains(&number) {
             return Ok(());
