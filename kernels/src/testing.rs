@@ -265,6 +265,18 @@ impl Rows {
         Rows { tensor, before, columns, original }
     }
 
+    /// A copy of the rows of a host tensor on a device, behind `before` other columns: with 1 they are not aligned.
+    #[cfg(test)]
+    pub(crate) fn behind(before: usize, host: &Tensor, device: Device) -> Self {
+        let [rows, columns] = [host.dims()[0], host.dims()[1]];
+        let mut tensor = zeros(host.dtype(), &[rows, before + columns]);
+        let mut inside = tensor.view_mut().into_columns(before..before + columns);
+        inside.copy_from(host.view()).expect("both are on the host");
+        let original = to_f64(&tensor);
+        let tensor = tensor.to(device).expect("test tensors are small");
+        Rows { tensor, before, columns, original }
+    }
+
     /// The rows, to read: `[rows, columns]`.
     pub fn view(&self) -> View<'_> {
         self.tensor.view().columns(self.before..self.before + self.columns)

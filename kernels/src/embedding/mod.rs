@@ -97,6 +97,25 @@ mod tests {
         });
     }
 
+    #[cfg(feature = "emulated")]
+    #[test]
+    fn a_device_adds_the_gradients_of_a_token_in_the_order_of_the_host() {
+        use prime_runtime::Device;
+
+        // More tokens than a block looks at together, so that one walks on.
+        let mut random = generator(4);
+        let tokens: Vec<u32> = (0..1500).map(|_| random.below(3)).collect();
+        let d_out = normal(&mut random, DType::F32, &[1500, 12], 1.0);
+        let on = |device: Device| {
+            let [tokens, d_out] = [&Tensor::from_slice(&tokens, &[1500]).unwrap(), &d_out]
+                .map(|tensor| tensor.to(device).unwrap());
+            let mut d_table = Tensor::zeros(device, DType::F32, &[3, 12]).unwrap();
+            super::backward(d_table.view_mut(), d_out.view(), tokens.view()).unwrap();
+            d_table.view().to_f32_vec()
+        };
+        assert_eq!(on(Device::Emulated), on(Device::Cpu));
+    }
+
     #[test]
     fn gradients_over_micro_batches_have_the_bits_of_one_batch() {
         let mut random = generator(2);

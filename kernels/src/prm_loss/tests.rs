@@ -64,6 +64,32 @@ fn no_responses_cost_nothing() {
     assert_eq!(run(&[], &[], &[], &[0], 0.05, 0).loss, 0.0);
 }
 
+#[cfg(feature = "emulated")]
+#[test]
+fn on_a_device_too_no_responses_cost_nothing_and_empty_ones_the_logarithm_of_two() {
+    use prime_runtime::{DType, Device, Tensor};
+
+    let loss_of = |responses: usize| {
+        let zeros = |dtype, count| Tensor::zeros(Device::Emulated, dtype, &[count]).unwrap();
+        let (log_probs, outcomes) = (zeros(DType::F32, 0), zeros(DType::F32, responses));
+        let cu = zeros(DType::U32, responses + 1);
+        let mut probabilities = zeros(DType::F32, responses);
+        let log_probs = log_probs.view();
+        super::forward(
+            probabilities.view_mut(),
+            log_probs,
+            log_probs,
+            outcomes.view(),
+            cu.view(),
+            0.05,
+            responses,
+        )
+        .unwrap()
+    };
+    assert_eq!(loss_of(0), 0.0);
+    assert!((loss_of(3) - std::f64::consts::LN_2).abs() < 1e-15);
+}
+
 #[test]
 fn certain_and_wrong_responses_have_finite_losses() {
     let ours = run(&[0.0, -3e4], &[-3e4, 0.0], &[0.0, 1.0], &[0, 1, 2], 1.0, 2);

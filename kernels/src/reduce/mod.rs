@@ -73,6 +73,26 @@ mod tests {
         assert_independent_of_threads(|| super::sum(spread).unwrap().to_bits());
     }
 
+    #[cfg(feature = "emulated")]
+    #[test]
+    fn on_a_device_alignment_changes_no_bit() {
+        use prime_runtime::{Device, Tensor};
+
+        use crate::testing::Rows;
+
+        for dtype in [DType::F32, DType::BF16] {
+            // Enough rows for two stages of column sums, and elements for two of a whole sum.
+            let x = normal(&mut generator(4), dtype, &[600, 40], 1.0);
+            let run = |before: usize| {
+                let x = Rows::behind(before, &x, Device::Emulated);
+                let mut out = Tensor::zeros(Device::Emulated, DType::F32, &[40]).unwrap();
+                super::columns(out.view_mut(), x.view()).unwrap();
+                (out.view().to_f32_vec(), super::sum(x.view()).unwrap())
+            };
+            assert!(run(0) == run(1), "{dtype}");
+        }
+    }
+
     #[test]
     fn micro_batches_add_up_to_the_bits_of_one_batch() {
         let x = normal(&mut generator(3), DType::F32, &[90, 70], 1.0);

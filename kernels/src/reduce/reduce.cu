@@ -67,10 +67,14 @@ template <int N, bool ALIGNED, class T> DEVICE Vector<T, N> load_group(const Red
     const u64 count = start < elements ? elements - start : 0;
     if (ALIGNED || args.rows == 1) return load_part_streaming<N, ALIGNED>(args.x + start, count);
     Vector<T, N> values = {};
+    u64 row = start / args.columns, column = start % args.columns;
     UNROLL
     for (int i = 0; i < N; i++) {
-        const u64 at = start + i;
-        if (static_cast<u64>(i) < count) values[i] = args.x[at / args.columns * args.x_stride + at % args.columns];
+        if (static_cast<u64>(i) < count) values[i] = args.x[row * args.x_stride + column];
+        if (++column == args.columns) {
+            row++;
+            column = 0;
+        }
     }
     return values;
 }

@@ -38,10 +38,10 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let weights = to_f64(&weight);
 
     // The terms of a row's sum are added in lanes (width / 32 additions) and those as a tree (5). On a device a lane may have up to 7
-    // terms more than others, and the lanes of up to 32 warps are added in turn.
+    // terms more than others, and the lanes of up to 16 warps are added in turn.
     let additions = match device {
         Device::Cpu => width as f64 / 32.0 + 5.0,
-        _ => width as f64 / 32.0 + 7.0 + 5.0 + 31.0,
+        _ => width as f64 / 32.0 + 7.0 + 5.0 + 15.0,
     };
     // Then a product, a division, a sum, a root, and a reciprocal. The root halves what went before it.
     let rstd_error = (additions + 4.0) / 2.0 * f32_roundoff + 3.0 * f32_roundoff;

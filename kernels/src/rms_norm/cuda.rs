@@ -54,15 +54,14 @@ device_struct! {
     }
 }
 
-/// Parts of a row that a thread keeps in registers, as in `rms_norm.cu`.
-const KEPT: usize = 4;
+/// Parts of a row that a thread keeps in registers: MOST_KEPT in `rms_norm.cu`.
+const MOST_KEPT: usize = 4;
 
 /// Threads of a block whose warps have a row each.
 const THREADS_OF_WARPS: u32 = 256;
 
-/// Threads of a block that has one row, at most: forward, and backward, which needs twice the registers.
-const MOST_FORWARD: usize = 1024;
-const MOST_BACKWARD: usize = 512;
+/// Threads of a block that has one row, at most.
+const MOST_THREADS: usize = 512;
 
 /// Rows of a team (a warp, or a block of long rows) at least, so that its sums for the weight's gradient are little beside what it reads.
 const LEAST_ROWS: usize = 16;
@@ -79,13 +78,13 @@ struct Team {
 }
 
 impl Team {
-    fn new(width: usize, dtype: DType, most: usize) -> Team {
+    fn new(width: usize, dtype: DType) -> Team {
         let parts = width.div_ceil(16 / dtype.size());
-        if parts <= 32 * KEPT {
+        if parts <= 32 * MOST_KEPT {
             let rows = THREADS_OF_WARPS as usize / 32;
             return Team { block: false, threads: THREADS_OF_WARPS, rows };
         }
-        let threads = parts.div_ceil(KEPT).next_power_of_two().min(most) as u32;
+        let threads = parts.div_ceil(MOST_KEPT).next_power_of_two().min(MOST_THREADS) as u32;
         Team { block: true, threads, rows: 1 }
     }
 }
@@ -126,7 +125,7 @@ pub(super) fn normalise(
     let both = [sum.as_ref().map(ViewMut::as_view), delta];
     let aligned = heads_aligned(heads, width, weight, &[out.as_view(), x])
         && both.iter().flatten().all(|view| aligned(&[*view]));
-    let team = Team::new(width, x.dtype(), MOST_FORWARD);
+    let team = Team::new(width, x.dtype());
     let kernel = if team.block {
         by_dtype_and_alignment!(x.dtype(), aligned, "rms_norm_forward<", ", true>")
     } else {
@@ -180,7 +179,7 @@ pub(super) fn backward(
     }
     let aligned = heads_aligned(heads, width, weight, &[d_x.as_view(), d_out, x])
         && d_residual.is_none_or(|d_residual| aligned(&[d_residual]));
-    let team = Team::new(width, dtype, MOST_BACKWARD);
+    let team = Team::new(width, dtype);
     let kernel = if team.block {
         by_dtype_and_alignment!(dtype, aligned, "rms_norm_backward<", ", true>")
     } else {

@@ -1,5 +1,5 @@
-// Root-mean-square normalisation. A warp normalises a short row and a block a long one; each thread keeps its first KEPT parts of a row in
-// registers, so that a row of up to KEPT * threads parts is read once.
+// Root-mean-square normalisation. A warp normalises a short row and a block a long one; each thread keeps its first parts of a row in registers,
+// so that an aligned row of up to MOST_KEPT * threads parts is read once.
 //
 // Backward, a block goes through consecutive rows and adds each thread's products for the weight's gradient in shared memory, where no other
 // thread touches them. Each block leaves its sums in a row of `partials`, and those are added in order (reduce_columns).
@@ -26,15 +26,18 @@ template <class T> struct RmsNormBackward {
     u32 tokens, heads, width, rows_each;
 };
 
-constexpr int KEPT = 4;
+constexpr int MOST_KEPT = 4;
+
+// Elements that are read one by one take a register each.
+template <bool ALIGNED> constexpr int KEPT_PARTS = ALIGNED ? MOST_KEPT : 1;
 
 // Where a normalised row begins: the elements of a token follow each other, head by head.
 template <class T> DEVICE Global<T> row_of(Global<T> p, u64 stride, u64 token, u32 head, u32 width) {
     return p + token * stride + static_cast<u64>(head) * width;
 }
 
-template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 1024 : 256) void rms_norm_forward(const RmsNormForward<T> args) {
-    constexpr int N = LANES<T>;
+template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 512 : 256) void rms_norm_forward(const RmsNormForward<T> args) {
+    constexpr int N = LANES<T>, KEPT = KEPT_PARTS<ALIGNED>;
     const u64 row = BLOCK ? block_index() : static_cast<u64>(block_index()) * (block_threads() / 32) + warp();
     if (row >= static_cast<u64>(args.tokens) * args.heads) return;
     const u64 token = row / args.heads;
@@ -104,7 +107,7 @@ template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 1024 : 256) void rms
 DEVICE u32 sums_at(u32 part, u32 parts, int i) { return (i / 4 * parts + part) * 4 + i % 4; }
 
 template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 512 : 256) void rms_norm_backward(const RmsNormBackward<T> args) {
-    constexpr int N = LANES<T>;
+    constexpr int N = LANES<T>, KEPT = KEPT_PARTS<ALIGNED>;
     const u32 width = args.width, parts = ceil_div(width, N), teams = BLOCK ? 1 : block_threads() / 32;
     const u32 team = BLOCK ? 0 : warp(), rank = team_rank<BLOCK>(), size = team_size<BLOCK>();
     // The first 128 bytes are the block sum's.
@@ -163,8 +166,8 @@ template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 512 : 256) void rms_
                 UNROLL
                 for (int j = 0; j < 4; j++) {
                     const float of_out = to_float(d[i + j]), normal = to_float(values[i + j]) * rstd;
-                    const float gradient = rstd * fma(normal, -mean, of_out * to_float(weight[i + j]));
-                    result[i + j] = from_float<T>(gradient + to_float(residual[i + j]));
+                    const float through = fma(normal, -mean, of_out * to_float(weight[i + j]));
+                    result[i + j] = from_float<T>(fma(rstd, through, to_float(residual[i + j])));
                     sum[j] = fma(of_out, to_float(from_float<T>(normal)), sum[j]);
                 }
                 store(place, sum);

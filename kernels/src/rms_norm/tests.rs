@@ -1,3 +1,5 @@
+#[cfg(feature = "emulated")]
+use prime_runtime::Device;
 use prime_runtime::{DType, Tensor};
 
 use crate::testing::{assert_independent_of_threads, generator, normal, zeros};
@@ -129,5 +131,63 @@ fn arguments_that_disagree_are_refused_by_name() {
     assert_eq!(
         forward(&[8], &[2], &[8], DType::F32),
         "rms_norm.forward: `x` is [8], expected [tokens, heads, width]"
+    );
+}
+
+#[cfg(feature = "emulated")]
+#[test]
+fn on_a_device_alignment_changes_no_bit() {
+    use crate::testing::Rows;
+
+    // Rows of a warp, of a block, and rows longer than a block keeps in registers.
+    for (dtype, width) in
+        [(DType::F32, 64), (DType::BF16, 200), (DType::BF16, 1544), (DType::F32, 8200)]
+    {
+        let mut random = generator(6);
+        let [x, d_out] = [(); 2].map(|()| normal(&mut random, dtype, &[20, width], 1.0));
+        let weight = normal(&mut random, dtype, &[width], 1.0).to(Device::Emulated).unwrap();
+        let run = |before: usize| {
+            let rows = |host: &Tensor| Rows::behind(before, host, Device::Emulated);
+            let (x, d_out) = (rows(&x), rows(&d_out));
+            let [mut out, mut d_x] = [(); 2].map(|()| rows(&zeros(dtype, &[20, width])));
+            let [mut rstd, mut d_weight] = [20, width]
+                .map(|count| Tensor::zeros(Device::Emulated, DType::F32, &[count]).unwrap());
+            let weight = weight.view();
+            super::forward(out.view_mut(), rstd.view_mut(), x.view(), weight, 1e-6).unwrap();
+            super::backward(
+                d_x.view_mut(),
+                d_weight.view_mut(),
+                d_out.view(),
+                x.view(),
+                weight,
+                rstd.view(),
+                Some(d_out.view()),
+            )
+            .unwrap();
+            [out.view(), d_x.view(), rstd.view(), d_weight.view()].map(|view| view.to_f32_vec())
+        };
+        assert!(run(0) == run(1), "{dtype} {width}");
+    }
+}
+
+#[cfg(feature = "emulated")]
+#[test]
+fn rows_too_long_for_a_device_s_backward_pass_are_refused() {
+    let width = 24_577;
+    let zeros = |dims: &[usize]| Tensor::zeros(Device::Emulated, DType::F32, dims).unwrap();
+    let (x, weight, rstd) = (zeros(&[1, width]), zeros(&[width]), zeros(&[1]));
+    let (mut d_x, mut d_weight) = (zeros(&[1, width]), zeros(&[width]));
+    let error = super::backward(
+        d_x.view_mut(),
+        d_weight.view_mut(),
+        x.view(),
+        x.view(),
+        weight.view(),
+        rstd.view(),
+        None,
+    );
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "rms_norm.backward: rows of 24577 elements; on emulated they have 24576 at most"
     );
 }

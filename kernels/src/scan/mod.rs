@@ -124,6 +124,27 @@ mod tests {
         assert_eq!(d_alone, d_x[30..71]);
     }
 
+    #[cfg(feature = "emulated")]
+    #[test]
+    fn on_a_device_a_sequence_s_result_does_not_depend_on_its_neighbours() {
+        use prime_runtime::Device;
+
+        let x = normal(&mut generator(2), DType::F32, &[400], 1.0).to(Device::Emulated).unwrap();
+        let run = |x: View<'_>, offsets: &[u32]| {
+            let offsets = Tensor::from_slice(offsets, &[offsets.len()]).unwrap();
+            let offsets = offsets.to(Device::Emulated).unwrap();
+            let zeros = || Tensor::zeros(Device::Emulated, DType::F32, x.dims()).unwrap();
+            let (mut out, mut d_x) = (zeros(), zeros());
+            super::forward(out.view_mut(), x, offsets.view(), 0.97).unwrap();
+            super::backward(d_x.view_mut(), x, offsets.view(), 0.97).unwrap();
+            [out, d_x].map(|tensor| tensor.view().to_f32_vec())
+        };
+        let [out, d_x] = run(x.view(), &[0, 30, 30, 371, 400]);
+        let [alone, d_alone] = run(x.view().rows(30..371), &[0, 341]);
+        assert_eq!(alone, out[30..371]);
+        assert_eq!(d_alone, d_x[30..371]);
+    }
+
     #[test]
     fn offsets_that_do_not_cut_the_tokens_are_refused() {
         let x = zeros(DType::F32, &[4]);
