@@ -52,6 +52,8 @@ pub fn install(toolkit: &Path) -> Result<()> {
         "--quiet",
         "--disable-pip-version-check",
         "--no-deps",
+        "--retries=2",
+        "--timeout=20",
         "--only-binary=:all:",
         "--dest",
     ]);
