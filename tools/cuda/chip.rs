@@ -6,6 +6,8 @@
 pub struct Chip {
     /// As compilers are told.
     pub name: &'static str,
+    /// Chips of one family, neighbours in the table, get the same PTX but for the chip's name (seen of all kernels with NVRTC 13.0).
+    pub family: u32,
     warps: u32,
     blocks: u32,
     /// Kibibytes of shared memory.
@@ -14,12 +16,12 @@ pub struct Chip {
 
 /// In the order of the table.
 pub const CHIPS: &[Chip] = &[
-    Chip { name: "sm_80", warps: 64, blocks: 32, shared: 164 },
-    Chip { name: "sm_86", warps: 48, blocks: 16, shared: 100 },
-    Chip { name: "sm_89", warps: 48, blocks: 24, shared: 100 },
-    Chip { name: "sm_90a", warps: 64, blocks: 32, shared: 228 },
-    Chip { name: "sm_100a", warps: 64, blocks: 32, shared: 228 },
-    Chip { name: "sm_120a", warps: 48, blocks: 24, shared: 100 },
+    Chip { name: "sm_80", family: 80, warps: 64, blocks: 32, shared: 164 },
+    Chip { name: "sm_86", family: 80, warps: 48, blocks: 16, shared: 100 },
+    Chip { name: "sm_89", family: 80, warps: 48, blocks: 24, shared: 100 },
+    Chip { name: "sm_90a", family: 90, warps: 64, blocks: 32, shared: 228 },
+    Chip { name: "sm_100a", family: 100, warps: 64, blocks: 32, shared: 228 },
+    Chip { name: "sm_120a", family: 100, warps: 48, blocks: 24, shared: 100 },
 ];
 
 /// How a kernel fills a multiprocessor.

@@ -1,7 +1,7 @@
 //! Compiles all instances for all chips, in parallel, and judges what the compiler says.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,9 +12,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::allowed::{self, Allowed};
+use crate::builder::{Builder, Outcome};
 use crate::chip::{CHIPS, Chip};
-use crate::figures::{Figures, figures, warnings};
-use crate::nvrtc::{Compiled, Nvrtc};
+use crate::nvrtc::Nvrtc;
 use crate::source::Source;
 use crate::{install, report, source};
 
@@ -35,34 +35,10 @@ pub struct Options {
     again: bool,
 }
 
-/// How NVRTC is asked for each chip.
-fn options_for(chip: &Chip) -> Vec<String> {
-    ["--std=c++17", "--ptxas-options=-v"]
-        .map(str::to_owned)
-        .into_iter()
-        .chain([format!("--gpu-architecture={}", chip.name)])
-        .collect()
-}
-
-/// One file for one chip.
+/// One file for the chips of one family.
 struct Job<'a> {
     source: &'a Source,
-    chip: &'static Chip,
-}
-
-/// What became of a job.
-pub struct Outcome<'a> {
-    /// The file.
-    pub source: &'a Source,
-    /// The chip.
-    pub chip: &'static Chip,
-    /// Figures of each of the file's instances, or the compiler's errors.
-    pub result: Result<Vec<Figures>, String>,
-    /// Messages on serialised wgmma.
-    pub serialised: Vec<String>,
-    /// Other warnings.
-    pub warnings: Vec<String>,
-    cubin: Option<PathBuf>,
+    chips: Vec<&'static Chip>,
 }
 
 /// Compiles and prints; whether all is well.
@@ -81,8 +57,6 @@ pub fn compile(root: &Path, toolkit: &Path, options: &Options) -> Result<bool> {
     }
     let start = Instant::now();
     let allowed = allowed::read(&root.join("tools/cuda/spills.txt"))?;
-    let nvrtc = Nvrtc::load(&install::home(toolkit).join("lib"))?;
-    let headers = source::headers(root)?;
     let mut sources = source::all(root)?;
     sources.retain(|source| options.file.as_ref().is_none_or(|part| source.name.contains(part)));
     if sources.is_empty() {
@@ -91,27 +65,35 @@ pub fn compile(root: &Path, toolkit: &Path, options: &Options) -> Result<bool> {
             options.file.as_deref().unwrap_or_default()
         );
     }
-    let mut jobs: Vec<Job> = sources
-        .iter()
-        .flat_map(|source| source.chips().into_iter().map(move |chip| Job { source, chip }))
-        .filter(|job| {
-            options.chip.is_empty() || options.chip.iter().any(|name| name == job.chip.name)
-        })
-        .collect();
+    let mut jobs = Vec::new();
+    for source in &sources {
+        let mut chips = source.chips();
+        chips.retain(|chip| {
+            options.chip.is_empty() || options.chip.iter().any(|name| name == chip.name)
+        });
+        let families = chips.chunk_by(|a, b| a.family == b.family);
+        jobs.extend(families.map(|chips| Job { source, chips: chips.to_vec() }));
+    }
     // The longest first, so that no long one is left for the end.
-    jobs.sort_by_key(|job| std::cmp::Reverse(job.source.instances.len()));
-    let cache =
-        Cache { folder: root.join("target/cuda"), version: nvrtc.version()?, again: options.again };
-    fs::create_dir_all(&cache.folder)
-        .with_context(|| format!("{} cannot be made", cache.folder.display()))?;
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.source.instances.len() * (job.chips.len() + 1)));
+    let home = install::home(toolkit);
+    let builder = Builder {
+        nvrtc: Nvrtc::load(&home.join("lib"))?,
+        ptxas: home.join("bin/ptxas"),
+        folder: root.join("target/cuda"),
+        headers: source::headers(root)?,
+        again: options.again,
+    };
+    fs::create_dir_all(&builder.folder)
+        .with_context(|| format!("{} cannot be made", builder.folder.display()))?;
     let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| -> Result<()> {
         let workers: Vec<_> = (0..thread::available_parallelism().map_or(1, usize::from))
             .map(|_| {
                 scope.spawn(|| -> Result<()> {
                     while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let outcome = cache.run(&nvrtc, &headers, job)?;
-                        outcomes.lock().unwrap().push(outcome);
+                        let built = builder.build(job.source, &job.chips)?;
+                        outcomes.lock().unwrap().extend(built);
                     }
                     Ok(())
                 })
@@ -141,7 +123,7 @@ pub fn compile(root: &Path, toolkit: &Path, options: &Options) -> Result<bool> {
     println!(
         "{instances} instances of {} files compiled with NVRTC {} in {:.1} s: {}",
         sources.len(),
-        cache.version,
+        builder.nvrtc.version(),
         start.elapsed().as_secs_f64(),
         if faults.is_empty() { "all well".to_owned() } else { format!("{} faults", faults.len()) }
     );
@@ -223,88 +205,4 @@ fn disassemble(root: &Path, toolkit: &Path, outcomes: &[Outcome]) -> Result<()> 
         println!("{}", folder.join(&name).display());
     }
     Ok(())
-}
-
-/// What was compiled before, by everything that it depends on.
-struct Cache {
-    folder: PathBuf,
-    version: String,
-    again: bool,
-}
-
-impl Cache {
-    fn key(&self, headers: &[(String, String)], job: &Job) -> String {
-        let mut hash = blake3::Hasher::new();
-        let mut add = |part: &str| {
-            hash.update(&(part.len() as u64).to_le_bytes());
-            hash.update(part.as_bytes());
-        };
-        add(&self.version);
-        options_for(job.chip).iter().for_each(|option| add(option));
-        add(&job.source.text);
-        for (name, text) in headers {
-            add(name);
-            add(text);
-        }
-        hash.finalize().to_hex()[..32].to_owned()
-    }
-
-    fn run<'a>(
-        &self,
-        nvrtc: &Nvrtc,
-        headers: &[(String, String)],
-        job: &Job<'a>,
-    ) -> Result<Outcome<'a>> {
-        let key = self.key(headers, job);
-        let path = |extension: &str| self.folder.join(format!("{key}.{extension}"));
-        let compiled = match self.read(&path) {
-            Some(compiled) if !self.again => Ok(compiled),
-            _ => nvrtc.compile(
-                &job.source.name,
-                &job.source.text,
-                headers,
-                &options_for(job.chip),
-                &job.source.instances,
-            )?,
-        };
-        let (log, result, cubin) = match compiled {
-            Err(log) => (log.clone(), Err(log), None),
-            Ok(compiled) => {
-                let found = figures(&compiled.log, &compiled.ptx, &compiled.symbols);
-                let mut result = Vec::new();
-                for (figures, instance) in found.into_iter().zip(&job.source.instances) {
-                    let place = || {
-                        format!(
-                            "{}: the compiler's messages have no figures of {instance}",
-                            job.source.name
-                        )
-                    };
-                    result.push(figures.with_context(place)?);
-                }
-                self.write(&path, &compiled)?;
-                (compiled.log, Ok(result), Some(path("cubin")))
-            }
-        };
-        let (serialised, warnings) =
-            if result.is_ok() { warnings(&log) } else { Default::default() };
-        Ok(Outcome { source: job.source, chip: job.chip, result, serialised, warnings, cubin })
-    }
-
-    fn read(&self, path: &dyn Fn(&str) -> PathBuf) -> Option<Compiled> {
-        // The list of symbols is written last.
-        let symbols =
-            fs::read_to_string(path("symbols")).ok()?.lines().map(str::to_owned).collect();
-        let (log, ptx) =
-            (fs::read_to_string(path("log")).ok()?, fs::read_to_string(path("ptx")).ok()?);
-        Some(Compiled { log, ptx, cubin: fs::read(path("cubin")).ok()?, symbols })
-    }
-
-    fn write(&self, path: &dyn Fn(&str) -> PathBuf, compiled: &Compiled) -> Result<()> {
-        let _ = fs::remove_file(path("symbols"));
-        fs::write(path("log"), &compiled.log)?;
-        fs::write(path("ptx"), &compiled.ptx)?;
-        fs::write(path("cubin"), &compiled.cubin)?;
-        fs::write(path("symbols"), compiled.symbols.join("\n"))?;
-        Ok(())
-    }
 }

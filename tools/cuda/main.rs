@@ -5,6 +5,7 @@
 //! fails on errors, on local memory that `spills.txt` does not explain, and on wgmma that ptxas serialised.
 
 mod allowed;
+mod builder;
 mod chip;
 mod compile;
 mod figures;

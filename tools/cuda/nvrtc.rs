@@ -12,7 +12,7 @@ type Strings = *const *const c_char;
 
 /// The functions of NVRTC that are used here (NVRTC manual, chapter 3).
 pub struct Nvrtc {
-    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
+    version: String,
     error: unsafe extern "C" fn(c_int) -> *const c_char,
     create: unsafe extern "C" fn(
         *mut Program,
@@ -72,8 +72,15 @@ impl Nvrtc {
         let output = |size, write| -> Result<Output> {
             Ok(Output { size: function(&library, size)?, write: function(&library, write)? })
         };
+        let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int =
+            function(&library, c"nvrtcVersion")?;
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: both pointers are to writable integers.
+        if unsafe { version(&mut major, &mut minor) } != 0 {
+            bail!("NVRTC does not tell its version");
+        }
         Ok(Nvrtc {
-            version: function(&library, c"nvrtcVersion")?,
+            version: format!("{major}.{minor}"),
             error: function(&library, c"nvrtcGetErrorString")?,
             create: function(&library, c"nvrtcCreateProgram")?,
             destroy: function(&library, c"nvrtcDestroyProgram")?,
@@ -88,11 +95,8 @@ impl Nvrtc {
     }
 
     /// Its version.
-    pub fn version(&self) -> Result<String> {
-        let (mut major, mut minor) = (0, 0);
-        // SAFETY: both pointers are to writable integers.
-        self.check(unsafe { (self.version)(&mut major, &mut minor) }, "tell its version")?;
-        Ok(format!("{major}.{minor}"))
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// Compiles instances of a text; an error is the compiler's own messages.

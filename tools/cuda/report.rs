@@ -1,6 +1,6 @@
 //! The table.
 
-use crate::compile::Outcome;
+use crate::builder::Outcome;
 use crate::figures::Figures;
 
 /// Prints a line an instance and a cell a chip: registers, occupancy, shared memory a block, and local memory where there is any.

@@ -36,6 +36,36 @@ impl Source {
         let hopper = self.name.ends_with("_sm90.cu") || self.name.starts_with("emulator/");
         CHIPS.iter().filter(|chip| !hopper || chip.name == "sm_90a").collect()
     }
+
+    /// Those of the headers that it includes, itself or through others.
+    pub fn headers(&self, all: &[(String, String)]) -> Vec<(String, String)> {
+        let mut found: Vec<(String, String)> = Vec::new();
+        let mut texts = vec![self.text.as_str()];
+        while let Some(text) = texts.pop() {
+            for name in includes(text) {
+                if let Some(header) = all.iter().find(|(other, _)| other == name)
+                    && !found.contains(header)
+                {
+                    found.push(header.clone());
+                    texts.push(&header.1);
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+/// The names that a text includes.
+fn includes(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        line.trim_start()
+            .strip_prefix("#include")?
+            .trim_start()
+            .strip_prefix('"')?
+            .split('"')
+            .next()
+    })
 }
 
 /// The expressions of the lines `INSTANCE(expression)`.
@@ -104,6 +134,15 @@ mod tests {
     fn instances_are_read_with_commas_and_comments() {
         let text = "INSTANCE(a<float, 4>)\n  INSTANCE(b) // why\n// INSTANCE(c)\n";
         assert_eq!(instances(text).unwrap(), ["a<float, 4>", "b"]);
+    }
+
+    #[test]
+    fn headers_are_found_through_headers_and_no_others() {
+        let header = |name: &str, text: &str| (name.to_owned(), text.to_owned());
+        let all = [header("a.h", ""), header("b.h", "#include \"a.h\""), header("c.h", "")];
+        let text = "#include \"b.h\"\n".to_owned();
+        let source = Source { name: String::new(), text, instances: Vec::new() };
+        assert_eq!(source.headers(&all), all[..2]);
     }
 
     #[test]
