@@ -15,26 +15,30 @@ class AsyncOperation {
     virtual void land() = 0;
 
     Thread *issuer = nullptr;
-    // Not before everything else stands still.
+    // Whose shared memory it reads or writes, a bit for each rank.
+    u32 blocks = 0;
+    // Not before everything else stands still, or somebody waits for it.
     bool late = false;
+    bool landed = false;
 };
 
-struct AsyncUnit {
-    std::vector<std::unique_ptr<AsyncOperation>> pending;
-    // The one that lands now.
-    std::unique_ptr<AsyncOperation> landing;
+typedef std::shared_ptr<AsyncOperation> AsyncPointer;
 
-    void clear() {
-        pending.clear();
-        landing.reset();
-    }
+struct AsyncUnit {
+    std::vector<AsyncPointer> pending;
+
+    void clear() { pending.clear(); }
 };
 
 // Hands over work of the current thread.
-void start_async(std::unique_ptr<AsyncOperation> operation);
+void start_async(const AsyncPointer &operation);
 
-// Lands one operation by chance, or (`land_one`) one of those left. False when there is none.
+// Lands one operation by chance, or one of those left (false when there is none), or this one.
 void tick_async(Group &group);
 bool land_one(Group &group);
+void land_now(Group &group, AsyncOperation &operation);
+
+// A block's last thread returns: nothing may still use its shared memory.
+void check_block_done(const Block &block);
 
 } // namespace emulator

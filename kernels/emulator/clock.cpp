@@ -170,6 +170,13 @@ void forget(Group &group, Knowledge &knowledge) {
     group.clocks->drop(knowledge.fenced);
 }
 
+void join_knowledge(Group &group, Knowledge &to, const Knowledge &from) {
+    if (!group.races) return;
+    ClockPool &pool = *group.clocks;
+    pool.replace(to.clock, pool.join(to.clock, from.clock));
+    pool.replace(to.fenced, pool.join(to.fenced, from.fenced));
+}
+
 void meet_threads(Group &group, Thread *const *threads, u32 count) {
     if (!group.races || count == 0) return;
     ClockPool &pool = *group.clocks;

@@ -80,6 +80,7 @@ void release(Knowledge &to, Thread *thread);
 // The thread learns what the meeting point holds.
 void acquire(const Knowledge &from, Thread *thread);
 void forget(Group &group, Knowledge &knowledge);
+void join_knowledge(Group &group, Knowledge &to, const Knowledge &from);
 // All threads learn each other's past.
 void meet_threads(Group &group, Thread *const *threads, u32 count);
 // As `meet_threads` for all threads of the group, those that returned included.

@@ -1,6 +1,7 @@
 // Copies from global to shared memory that a thread starts and waits for itself (cp.async).
 #pragma once
 
+#include "async.hpp"
 #include "memory.hpp"
 
 namespace emulator {
@@ -15,10 +16,15 @@ struct CopyQueue {
     };
     std::vector<Copy> copies;
     std::vector<u32> group_ends;
+    // Bulk stores and reductions likewise.
+    std::vector<AsyncPointer> bulk;
+    std::vector<size_t> bulk_ends;
 
     void clear() {
         copies.clear();
         group_ends.clear();
+        bulk.clear();
+        bulk_ends.clear();
     }
 };
 

@@ -100,8 +100,7 @@ void work(LaunchState &launch) {
             }
             for (CopyQueue &queue : own.copies) queue.clear();
             own.async.clear();
-            // A clock's entries: the threads, and each warpgroup's products.
-            if (launch.races) own.clocks.reset(u32(threads) + blocks * ((request.block + 127) / 128));
+            if (launch.races) own.clocks.reset(clock_entries(blocks, request.block));
             run_group(own.worker, own.group, own.copies.data());
         }
         launch.running_groups--;

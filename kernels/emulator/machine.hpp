@@ -36,6 +36,7 @@ struct CopyQueue;
 struct Fences;
 class ClockPool;
 class Channels;
+struct Warpgroup;
 struct AsyncUnit;
 class SharedMemory;
 
@@ -110,6 +111,9 @@ struct alignas(64) Thread {
 
     // Asynchronous copies of its own.
     CopyQueue *copies = nullptr;
+    // Which phase of the cluster's barrier it has come to, and whether it has yet to wait for it.
+    u32 cluster_phase = 0;
+    bool cluster_arrived = false;
 };
 
 struct Warp {
@@ -132,7 +136,10 @@ struct Warp {
     Meeting meeting;
     std::vector<Meeting> partial;
     const void *operands[WARP] = {};
+    // Registers of a thread, as setmaxnreg counts them.
     u32 registers = 0;
+    // Whether wgmma_fence has come since registers may last have been touched.
+    bool wgmma_fenced = false;
 
     void make_ready(u32 lane_mask);
 };
@@ -162,7 +169,17 @@ struct Block {
     std::vector<Warp> warps;
     NamedBarrier barriers[NAMED_BARRIERS];
     SharedMemory *shared = nullptr;
+    std::vector<std::shared_ptr<Warpgroup>> warpgroups;
+    u32 free_registers = 0;
 };
+
+// The number under which clocks keep what the tensor memory accelerator has done for a block, and what a warpgroup's products have.
+u32 copy_agent(const Block &block);
+u32 product_agent(const Block &block, u32 warpgroup);
+constexpr u32 WARPGROUP = 128;
+inline u32 warpgroups_of(u32 threads) { return (threads + WARPGROUP - 1) / WARPGROUP; }
+// Entries of a clock: the threads of all blocks, their copies, their warpgroups' products.
+inline u32 clock_entries(u32 blocks, u32 threads) { return blocks * (threads + 1 + warpgroups_of(threads)); }
 
 struct Group {
     LaunchState *launch = nullptr;
@@ -187,7 +204,11 @@ struct Group {
     bool races = false;
     // Copies and products under way.
     AsyncUnit *async = nullptr;
+    // The barrier of all threads of the group, and what those know who came to its last phase.
     NamedBarrier cluster_barrier;
+    Knowledge cluster_known;
+    u32 cluster_phase = 0;
+    u32 threads = 0;
 
     void set_ready(Warp *warp) { ready[warp->id / 64] |= 1ull << (warp->id % 64); }
 };

@@ -1,6 +1,7 @@
 // Barriers in shared memory that count arrivals and bytes (mbarrier), and the fences around asynchronous copies.
 #pragma once
 
+#include "cluster.hpp"
 #include "memory.hpp"
 
 namespace emulator {
@@ -15,5 +16,9 @@ bool mbarrier_try_wait(Shared<u64> barrier, u32 phase);
 void mbarrier_wait(Shared<u64> barrier, u32 phase);
 void fence_proxy_async();
 void fence_proxy_async_global();
+
+// A copy names a barrier of the own block or (by its mapped address) of another; later its bytes land there.
+SharedPlace find_copy_barrier(u32 address, const char *what);
+void land_bytes(const SharedPlace &barrier, u32 bytes, const Knowledge &knowledge);
 
 } // namespace emulator

@@ -7,6 +7,7 @@ namespace emulator {
 
 namespace {
 
+constexpr u32 ASYNC_UNIT = 16;
 constexpr u64 ADDRESS_MASK = (1ull << 48) - 1;
 
 constexpr u64 EIGHT_WRITTEN = 0x0101010101010101ull * WRITTEN;
@@ -70,11 +71,45 @@ void SharedMemory::reset(u32 bytes, bool watch_races) {
     }
     size = bytes;
     if (watch_races) races.reset(bytes);
+    async_readers.assign((bytes + ASYNC_UNIT - 1) / ASYNC_UNIT, 0);
+    async_reads = 0;
+    barriers.clear();
     if (bytes) {
         // What was never written is not a number, should its check be switched off.
         std::memset(data, 0xff, bytes);
         std::memset(state, NEVER_WRITTEN, bytes);
     }
+}
+
+MBarrier *SharedMemory::find_barrier(u32 offset) {
+    for (const auto &barrier : barriers) {
+        if (barrier->offset == offset) return barrier.get();
+    }
+    return nullptr;
+}
+
+MBarrier &SharedMemory::make_barrier(u32 offset) {
+    barriers.emplace_back(new MBarrier);
+    barriers.back()->offset = offset;
+    return *barriers.back();
+}
+
+void SharedMemory::begin_async_read(u32 offset, u32 bytes) {
+    for (u32 unit = offset / ASYNC_UNIT; unit <= (offset + bytes - 1) / ASYNC_UNIT; unit++) async_readers[unit]++;
+    async_reads++;
+}
+
+void SharedMemory::end_async_read(u32 offset, u32 bytes) {
+    for (u32 unit = offset / ASYNC_UNIT; unit <= (offset + bytes - 1) / ASYNC_UNIT; unit++) async_readers[unit]--;
+    async_reads--;
+}
+
+bool SharedMemory::read_by_async(u32 offset, u32 bytes) const {
+    if (async_reads == 0) return false;
+    for (u32 unit = offset / ASYNC_UNIT; unit <= (offset + bytes - 1) / ASYNC_UNIT; unit++) {
+        if (async_readers[unit]) return true;
+    }
+    return false;
 }
 
 GlobalPlace find_global(u64 address, u32 bytes, u32 alignment, bool write, const char *what) {
@@ -182,6 +217,9 @@ void check_shared_read(const SharedPlace &place, u32 bytes, const char *what) {
 void note_shared_write(const SharedPlace &place, u32 bytes, const char *what) {
     u8 *state = place.state();
     note_progress();
+    if (place.memory->read_by_async(place.offset, bytes)) {
+        fail("%s of %u bytes at byte %u of shared memory, which wgmma or a bulk store may still read: its end was not waited for", what, bytes, place.offset);
+    }
     if (all_plain(state, bytes)) {
         fill_bytes(state, WRITTEN, bytes);
         return;

@@ -16,6 +16,24 @@ enum ByteState : u8 {
     BARRIER = 3,
 };
 
+// A barrier that counts arrivals and bytes.
+struct MBarrier {
+    u32 offset = 0;
+    // Arrivals of a phase; those that are still to come; bytes that are still to land.
+    u32 arrivals = 0;
+    u32 pending = 0;
+    i64 bytes = 0;
+    // Phases that are complete.
+    u64 phase = 0;
+    // The thread that made it, and whether its fence has come.
+    u32 maker = 0;
+    bool fenced = false;
+    // What those who came to this phase did, and what those of the last phase did.
+    Knowledge current;
+    Knowledge completed;
+    std::vector<Thread *> waiting;
+};
+
 // The dynamic shared memory of a block.
 class SharedMemory {
   public:
@@ -24,6 +42,10 @@ class SharedMemory {
     u8 *state = nullptr;
     u32 size = 0;
     SharedRaces races;
+    // For each 16 bytes: how many asynchronous operations may still read them.
+    std::vector<u16> async_readers;
+    u32 async_reads = 0;
+    std::vector<std::unique_ptr<MBarrier>> barriers;
 
     SharedMemory() = default;
     SharedMemory(const SharedMemory &) = delete;
@@ -32,6 +54,14 @@ class SharedMemory {
 
     // Memory of a new block: nothing is written.
     void reset(u32 bytes, bool watch_races);
+
+    MBarrier *find_barrier(u32 offset);
+    MBarrier &make_barrier(u32 offset);
+
+    // Notes that asynchronous operations begin (or have ceased) to read bytes.
+    void begin_async_read(u32 offset, u32 bytes);
+    void end_async_read(u32 offset, u32 bytes);
+    bool read_by_async(u32 offset, u32 bytes) const;
 
   private:
     u32 capacity = 0;

@@ -8,6 +8,17 @@
 
 namespace emulator {
 
+u32 copy_agent(const Block &block) {
+    const Group &group = *block.group;
+    return group.threads + block.rank;
+}
+
+u32 product_agent(const Block &block, u32 warpgroup) {
+    const Group &group = *block.group;
+    const u32 blocks = u32(group.blocks.size());
+    return group.threads + blocks + block.rank * warpgroups_of(group.threads / blocks) + warpgroup;
+}
+
 namespace {
 
 constexpr u32 CELL_BYTES = 16;
@@ -23,7 +34,7 @@ struct SharedHistory {
     CellStore<TheCell> &parts;
 
     u16 self(const Actor &actor) const { return u16(actor.id); }
-    bool over(const Actor &actor, u16 who, u32 epoch) const { return epoch <= group.floor || knows(actor.clock, who, epoch); }
+    bool over(const Actor &actor, u16 who, u32 epoch) const { return (epoch <= group.floor && who < group.threads) || knows(actor.clock, who, epoch); }
     bool fenced(const Actor &actor, u16 who, u32 epoch) const { return knows(actor.fenced, who, epoch); }
     CellStore<TheCell> &store() { return parts; }
 };
@@ -39,31 +50,33 @@ struct GlobalHistory {
     u64 self(const Actor &actor) const { return group.number << GROUP_SHIFT | actor.id; }
     bool over(const Actor &actor, u64 who, u32 epoch) const {
         const u32 thread = u32(who & THREAD_MASK);
-        if (who >> GROUP_SHIFT == group.number) return epoch <= group.floor || knows(actor.clock, thread, epoch);
+        if (who >> GROUP_SHIFT == group.number) return (epoch <= group.floor && thread < group.threads) || knows(actor.clock, thread, epoch);
         return actor.clock != nullptr && actor.clock->foreign != 0 && knows_foreign(group.clocks->foreign_of(actor.clock), who >> GROUP_SHIFT, thread, epoch);
     }
     bool fenced(const Actor &actor, u64 who, u32 epoch) const {
-        return who >> GROUP_SHIFT == group.number && knows(actor.fenced, u32(who & THREAD_MASK), epoch);
+        // What another group wrote has passed a fence of its own on the way.
+        return who >> GROUP_SHIFT != group.number || knows(actor.fenced, u32(who & THREAD_MASK), epoch);
     }
     CellStore<TheCell> &store() { return parts; }
 };
 
 // "thread 5 of block (1, 0, 0)", of a thread's number in a group.
-std::string name_of_thread(const Group &group, u64 group_number, u32 id) {
+std::string name_of(const Group &group, u64 group_number, u32 id) {
     const prime_launch &request = *group.launch->request;
-    const u32 threads = request.block;
-    u64 block = group_number * group.launch->blocks_of_a_group + id / threads;
-    u32 index = id % threads;
-    const u32 residents = group.launch->blocks_of_a_group * threads;
-    char text[128];
+    const u32 threads = request.block, blocks = group.launch->blocks_of_a_group;
     const char *who = "thread";
-    if (id >= residents) {
-        // Agents of warpgroups follow the threads.
-        const u32 warpgroups = (threads + 127) / 128;
-        block = group_number * group.launch->blocks_of_a_group + (id - residents) / warpgroups;
-        index = (id - residents) % warpgroups;
+    u32 rank = id / threads, index = id % threads;
+    if (id >= blocks * (threads + 1)) {
         who = "wgmma of warpgroup";
+        rank = (id - blocks * (threads + 1)) / warpgroups_of(threads);
+        index = (id - blocks * (threads + 1)) % warpgroups_of(threads);
+    } else if (id >= blocks * threads) {
+        who = "an asynchronous copy, engine";
+        rank = id - blocks * threads;
+        index = 0;
     }
+    char text[128];
+    const u64 block = group_number * blocks + rank;
     const u64 x = block % request.grid[0], rest = block / request.grid[0];
     snprintf(text, sizeof text, "%s %u of block (%llu, %llu, %llu)", who, index, x, u64(rest % request.grid[1]), u64(rest / request.grid[1]));
     return text;
@@ -75,7 +88,7 @@ struct Text {
 
 // A sentence on a conflict, without memory of its own so that the caller may end the launch.
 Text describe(const Conflict &conflict, const Group &group, u64 group_number, u32 id) {
-    const std::string other = name_of_thread(group, group_number, id);
+    const std::string other = name_of(group, group_number, id);
     Text result;
     switch (conflict.kind) {
     case Conflict::UNFENCED:

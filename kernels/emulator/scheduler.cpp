@@ -3,8 +3,10 @@
 #include "async.hpp"
 #include "clock.hpp"
 #include "collective.hpp"
+#include "cluster.hpp"
 #include "copy.hpp"
 #include "race.hpp"
+#include "wgmma.hpp"
 
 #include <cstdarg>
 #include <cstdio>
@@ -105,12 +107,12 @@ void thread_main() {
     warp->exited |= 1u << self->lane;
     warp->ready &= ~(1u << self->position);
     self->block->exited++;
+    if (self->block->exited == self->block->threads.size()) check_block_done(*self->block);
     group->running--;
     group->progress++;
     thread_left(self);
-    while (group->running == 0) {
-        if (!land_one(*group)) leave_group();
-    }
+    cluster_thread_left(self);
+    if (group->running == 0) leave_group();
     run_another(self);
     __builtin_unreachable();
 }
@@ -127,9 +129,11 @@ void prepare_block(Worker &worker, Group &group, Block &block, u32 rank, CopyQue
     block.index[1] = u32(number % request.grid[1]);
     block.index[2] = u32(number / request.grid[1]);
     block.exited = 0;
+    block.free_registers = 0;
     block.threads.assign(request.block, Thread());
     block.warps.assign((request.block + WARP - 1) / WARP, Warp());
     for (NamedBarrier &barrier : block.barriers) barrier = NamedBarrier();
+    prepare_warpgroups(block);
     for (u32 w = 0; w < block.warps.size(); w++) {
         Warp &warp = block.warps[w];
         const u32 lanes = std::min(WARP, request.block - w * WARP);
@@ -138,6 +142,7 @@ void prepare_block(Worker &worker, Group &group, Block &block, u32 rank, CopyQue
         warp.id = u32(group.warps.size());
         warp.lanes = lanes == WARP ? 0xffffffffu : (1u << lanes) - 1;
         warp.ready = warp.lanes;
+        warp.registers = registers_at_start(request.block);
         warp.turns = &block.threads[w * WARP];
         u8 order[WARP];
         for (u32 i = 0; i < lanes; i++) order[i] = u8(i);
@@ -301,7 +306,9 @@ void run_group(Worker &worker, Group &group, CopyQueue *copies) {
     group.fences.clear();
     group.races = launch.races != nullptr;
     group.cluster_barrier = NamedBarrier();
-    group.running = u32(group.blocks.size()) * launch.request->block;
+    group.cluster_known = Knowledge();
+    group.running = group.threads = u32(group.blocks.size()) * launch.request->block;
+    group.cluster_phase = 0;
     for (u32 rank = 0; rank < group.blocks.size(); rank++) {
         prepare_block(worker, group, group.blocks[rank], rank, copies);
     }

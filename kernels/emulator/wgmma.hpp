@@ -15,6 +15,9 @@ struct WgmmaShape {
     bool b_transposed;
 };
 
+// Empties the state of a new block's warpgroups.
+void prepare_warpgroups(Block &block);
+
 void wgmma_fence();
 void wgmma_commit();
 void wait_wgmma(u32 newest);
