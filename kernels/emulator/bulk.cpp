@@ -25,18 +25,21 @@ struct Run {
 struct Identity {
     Actor actor;
     Knowledge knowledge;
+    // That its reads are over, which comes before the rest.
+    Knowledge read;
 };
 
 // The running thread starts an operation: it comes after all that the thread did and knows, and before nothing that does not wait for it.
 Identity begin_operation(Group &group) {
     Thread *self = current_thread;
-    Identity result{Actor{copy_agent(*self->block), 0, nullptr, nullptr, true}, Knowledge()};
+    Identity result{Actor{copy_agent(*self->block), 0, nullptr, nullptr, true}, Knowledge(), Knowledge()};
     if (!group.races) return result;
     ClockPool &pool = *group.clocks;
     Clock *past = pool.with(self->clock, self->id, self->epoch);
     self->epoch = ++group.now;
     result.actor.epoch = ++group.now;
-    result.knowledge.clock = pool.with(past, result.actor.id, result.actor.epoch);
+    result.read.clock = pool.with(past, result.actor.id, result.actor.epoch);
+    result.knowledge.clock = pool.with(past, result.actor.id, ++group.now);
     // References are kept to the end of the group: an operation is small beside its copy.
     result.actor.clock = past;
     result.actor.fenced = self->fence_epoch ? pool.with(self->fenced, self->id, self->fence_epoch) : pool.share(self->fenced);
@@ -139,11 +142,9 @@ struct Store : AsyncOperation {
         read_over = true;
         blocks = 0;
         for (const Run &run : runs) {
-            each_piece(tile, run, span, [&](const SharedPlace &piece, u32, u32 count) {
-                tile.memory->end_async_read(piece.offset, count);
-                order_shared(piece, count, AccessKind::READ, actor_of(current_thread), "a bulk store");
-            });
+            each_piece(tile, run, span, [&](const SharedPlace &piece, u32, u32 count) { tile.memory->end_async_read(piece.offset, count); });
         }
+        acquire(identity.read, current_thread);
     }
 };
 
@@ -151,7 +152,8 @@ void start_store(const std::shared_ptr<Store> &store, u32 from, u32 total, u32 a
     Thread *self = current_thread;
     store->tile = find_shared(from, total, alignment, what);
     if (store->tile.block != self->block) fail("%s from the shared memory of another block", what);
-    store->identity = begin_operation(*self->block->group);
+    Group &group = *self->block->group;
+    store->identity = begin_operation(group);
     store->blocks = 1u << self->block->rank;
     for (const Run &run : store->runs) {
         each_piece(store->tile, run, store->span, [&](const SharedPlace &piece, u32, u32 count) {
@@ -159,9 +161,13 @@ void start_store(const std::shared_ptr<Store> &store, u32 from, u32 total, u32 a
             order_shared(piece, count, AccessKind::READ, store->identity.actor, what);
             piece.memory->begin_async_read(piece.offset, count);
         });
+    }
+    Actor writer = store->identity.actor;
+    if (group.races) writer.epoch = store->identity.knowledge.clock->times[writer.id];
+    for (const Run &run : store->runs) {
         if (!run.inside) continue;
         if (store->add) check_global_read(run.global, run.bytes, what);
-        order_global(run.global, run.bytes, store->add ? AccessKind::ATOMIC : AccessKind::WRITE, store->identity.actor, what);
+        order_global(run.global, run.bytes, store->add ? AccessKind::ATOMIC : AccessKind::WRITE, writer, what);
     }
     self->copies->bulk.push_back(store);
     start_async(store);
@@ -266,6 +272,14 @@ void wait_bulk(u32 newest, bool reads_only) {
         }
     }
     maybe_yield();
+}
+
+void check_bulk_done(const Thread *thread) {
+    for (const AsyncPointer &operation : thread->copies->bulk) {
+        if (!static_cast<const Store &>(*operation).read_over) {
+            fail("the thread returns while a bulk store that it started may still read shared memory: bulk_commit and bulk_wait_read<0> must come first");
+        }
+    }
 }
 
 void prefetch_tensor_map(const TensorMap &map) { decode(map, 0, "prefetch_tensor_map"); }

@@ -25,6 +25,8 @@ void start_bulk_store(u64 to, u32 from, u32 bytes);
 void start_bulk_reduce(u64 to, u32 from, u32 bytes, ElementType type);
 void bulk_commit();
 void wait_bulk(u32 newest, bool reads_only);
+// A thread returns: its stores must have been waited for.
+void check_bulk_done(const Thread *thread);
 
 // Stands for the own block in `blocks`.
 constexpr u32 OWN_BLOCK = 0;

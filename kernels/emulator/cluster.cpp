@@ -89,9 +89,8 @@ void change_registers(u32 count, bool increase) {
     if (increase) {
         const u32 more = (count - warp->registers) * WARP;
         while (block.free_registers < more) {
-            self->waiting = Waiting{"in registers_increase to %llu registers, of which the block's pool has %llu left for a warp", count, block.free_registers / WARP};
-            block.group->polling.push_back(self);
-            suspend(self);
+            poll_for_warp(Waiting{"in registers_increase to %llu registers, of which the block's pool has %llu left for each thread of a warp", count,
+                                  block.free_registers / WARP});
         }
         block.free_registers -= more;
     } else {

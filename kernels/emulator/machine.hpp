@@ -193,6 +193,7 @@ struct Group {
     // Threads that look at a value again and again, and how often they did in vain.
     std::vector<Thread *> polling;
     u64 idle_rounds = 0;
+    bool idle = false;
     u64 progress = 0;
     u64 progress_when_idle = 0;
     // The last epoch given out, and the last that is over for all: see clock.hpp.
@@ -241,7 +242,8 @@ struct LaunchState {
     u64 groups = 0;
     std::atomic<u64> next_group{0};
     std::atomic<u32> running_groups{0};
-    std::atomic<u64> progress{0};
+    // Of the running groups, those whose threads all look at values that nobody changes.
+    std::atomic<u32> idle_groups{0};
     std::atomic<bool> failed{false};
     std::mutex message_lock;
     std::string message;
@@ -315,6 +317,9 @@ inline void wake(Thread *thread) {
     thread->warp->ready |= 1u << thread->position;
     thread->block->group->set_ready(thread->warp);
 }
+
+// The same for a whole warp, of which this thread does the work: its lanes wait until something changes.
+void poll_for_warp(const Waiting &waiting);
 
 // Lets others run and comes back: for threads that look at a value until it changes.
 void poll();

@@ -218,6 +218,7 @@ Fences &fences_of(Thread *thread) {
         std::vector<std::unique_ptr<Fences>> &all = thread->block->group->fences;
         all.emplace_back(new Fences);
         thread->fences = all.back().get();
+        thread->fences->thread = thread;
     }
     return *thread->fences;
 }
@@ -260,16 +261,23 @@ void learn(Thread *thread, const Foreign &known) {
 
 } // namespace
 
+// Whether a step of another thread of the group is over for this one.
+static bool is_over(const Thread *thread, const Thread *other, u32 epoch) {
+    if (epoch == 0) return false;
+    return thread == other || epoch <= thread->block->group->floor || knows(thread->clock, other->id, epoch);
+}
+
 void fence_for_channels(Thread *thread) {
     Group &group = *thread->block->group;
     if (!group.races) return;
-    Fences &fences = fences_of(thread);
-    if (!fences.observed.empty()) {
-        learn(thread, fences.observed);
-        fences.observed.clear();
+    Fences &own = fences_of(thread);
+    Foreign seen;
+    for (const auto &fences : group.fences) {
+        if (is_over(thread, fences->thread, fences->observed_epoch)) seen = seen.empty() ? fences->observed : united(seen, fences->observed);
     }
-    group.clocks->replace(fences.released, group.clocks->share(thread->clock));
-    fences.released_epoch = thread->epoch;
+    if (!seen.empty()) learn(thread, seen);
+    group.clocks->replace(own.released, group.clocks->share(thread->clock));
+    own.released_epoch = thread->epoch;
     thread->epoch = ++group.now;
 }
 
@@ -277,18 +285,24 @@ void Channels::publish(u64 address, Thread *thread, bool release) {
     Group &group = *thread->block->group;
     if (!group.races) return;
     if (release) fence_for_channels(thread);
-    if (thread->fences == nullptr || thread->fences->released_epoch == 0) return;
-    const Fences &fences = *thread->fences;
     auto snapshot = std::make_shared<Snapshot>();
     snapshot->group = group.number;
-    snapshot->times.resize(group.clocks->entries());
-    for (u32 i = 0; i < group.clocks->entries(); i++) snapshot->times[i] = std::max(group.floor, fences.released ? fences.released->times[i] : 0);
-    snapshot->times[thread->id] = fences.released_epoch;
-    Foreign own = group.clocks->foreign_of(fences.released);
-    own = united(own, Foreign{snapshot});
+    Foreign handed;
+    for (const auto &fences : group.fences) {
+        if (!is_over(thread, fences->thread, fences->released_epoch)) continue;
+        std::vector<u32> &times = snapshot->times;
+        times.resize(group.clocks->entries());
+        if (fences->released) {
+            for (u32 i = 0; i < times.size(); i++) times[i] = std::max(times[i], fences->released->times[i]);
+            handed = united(handed, group.clocks->foreign_of(fences->released));
+        }
+        times[fences->thread->id] = std::max(times[fences->thread->id], fences->released_epoch);
+    }
+    if (snapshot->times.empty()) return;
+    handed = united(handed, Foreign{snapshot});
     std::lock_guard<std::mutex> guard(lock);
     Foreign &place = known[address];
-    place = united(place, own);
+    place = united(place, handed);
 }
 
 void Channels::observe(u64 address, Thread *thread, bool acquire) {
@@ -304,8 +318,10 @@ void Channels::observe(u64 address, Thread *thread, bool acquire) {
     if (acquire) {
         learn(thread, seen);
     } else {
-        Fences &fences = fences_of(thread);
-        fences.observed = united(fences.observed, seen);
+        Fences &own = fences_of(thread);
+        own.observed = united(own.observed, seen);
+        own.observed_epoch = thread->epoch;
+        thread->epoch = ++group.now;
     }
 }
 

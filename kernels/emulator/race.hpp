@@ -118,8 +118,9 @@ class GlobalRaces {
 void order_shared(const SharedPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
 void order_global(const GlobalPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
 
-// Words of global memory through which threads of different blocks order each other: a release or an atomic operation hands on what its thread did
-// before its last `fence_device` (a release is its own fence); who reads the word knows that after its next `fence_device` (an acquire: at once).
+// Words of global memory through which threads of different blocks order each other. A release, or an atomic operation after `fence_device`, hands on
+// what is over at the fence; who reads the word knows that at once (an acquire) or after a `fence_device`. The fence may be that of another thread of
+// the group which the block's barriers put on the right side of the operation: kernels commonly let all threads fence and one count.
 class Channels {
   public:
     void publish(u64 address, Thread *thread, bool release);
@@ -131,11 +132,13 @@ class Channels {
 };
 void fence_for_channels(Thread *thread);
 
-// What a thread's fences have caught: see `Channels`.
+// What a thread's last fence has caught, and what it has seen in channels: see `Channels`.
 struct Fences {
+    Thread *thread = nullptr;
     Clock *released = nullptr;
     u32 released_epoch = 0;
     Foreign observed;
+    u32 observed_epoch = 0;
 };
 
 } // namespace emulator

@@ -1,6 +1,7 @@
 #include "scheduler.hpp"
 
 #include "async.hpp"
+#include "bulk.hpp"
 #include "clock.hpp"
 #include "collective.hpp"
 #include "cluster.hpp"
@@ -19,10 +20,9 @@ EMULATOR_TLS Worker *current_worker = nullptr;
 
 namespace {
 
-// Rounds in which every thread looked at a value in vain before the launch is called stuck: alone, and while other groups still run and may
-// change the value (each of those rounds sleeps a little).
-constexpr u64 ROUNDS_ALONE = 2000;
-constexpr u64 ROUNDS_IN_COMPANY = 200000;
+// Rounds in which every thread of every running group looked at a value in vain before the launch is called stuck. While other groups run, a round
+// sleeps a little.
+constexpr u64 MOST_IDLE_ROUNDS = 2000;
 constexpr unsigned MICROSECONDS_OF_A_ROUND = 50;
 
 [[noreturn]] void leave_group() {
@@ -70,19 +70,28 @@ Warp *choose_warp(Group &group) {
     return nullptr;
 }
 
+void set_idle(Group &group, bool idle) {
+    if (group.idle == idle) return;
+    group.idle = idle;
+    if (idle) {
+        group.launch->idle_groups++;
+    } else {
+        group.launch->idle_groups--;
+    }
+}
+
 // Readies the threads that look at a value until it changes. Fails when that has been in vain for long.
 void resume_polling(Group &group) {
     LaunchState &launch = *group.launch;
-    const u64 progress = group.progress;
-    if (progress != group.progress_when_idle) {
-        group.progress_when_idle = progress;
-        group.idle_rounds = 0;
-    }
-    const bool company = launch.running_groups.load(std::memory_order_relaxed) > 1;
-    if (company) usleep(MICROSECONDS_OF_A_ROUND);
-    if (++group.idle_rounds > (company ? ROUNDS_IN_COMPANY : ROUNDS_ALONE)) {
+    const bool idle = group.progress == group.progress_when_idle;
+    group.progress_when_idle = group.progress;
+    set_idle(group, idle);
+    const u32 running = launch.running_groups.load();
+    if (running > 1) usleep(MICROSECONDS_OF_A_ROUND);
+    if (!idle || launch.idle_groups.load() < running) group.idle_rounds = 0;
+    if (++group.idle_rounds > MOST_IDLE_ROUNDS) {
         current_thread = group.polling.front();
-        fail_stuck(group, "threads look at a value again and again and nothing changes it");
+        fail_stuck(group, "threads look at a value again and again, and no thread of the blocks that run together changes it");
     }
     for (Thread *thread : group.polling) wake(thread);
     group.polling.clear();
@@ -103,6 +112,7 @@ void thread_main() {
             fail("the thread returns while lanes 0x%08x of its warp wait for it in %s", meeting.arrived, name_of(meeting.kind));
         }
     }
+    check_bulk_done(self);
     self->finished = true;
     warp->exited |= 1u << self->lane;
     warp->ready &= ~(1u << self->position);
@@ -242,6 +252,15 @@ void poll() {
     suspend(self);
 }
 
+void poll_for_warp(const Waiting &waiting) {
+    Thread *self = current_thread;
+    for (Thread *thread : self->warp->by_lane) {
+        if (thread) thread->waiting = waiting;
+    }
+    self->block->group->polling.push_back(self);
+    suspend(self);
+}
+
 void maybe_yield() {
     Thread *self = current_thread;
     Group *group = self->block->group;
@@ -301,6 +320,7 @@ void run_group(Worker &worker, Group &group, CopyQueue *copies) {
     group.warps.clear();
     group.polling.clear();
     group.idle_rounds = group.progress = group.progress_when_idle = 0;
+    group.idle = false;
     group.now = 1;
     group.floor = 0;
     group.fences.clear();
@@ -318,6 +338,7 @@ void run_group(Worker &worker, Group &group, CopyQueue *copies) {
     Thread *first = choose_warp(group)->turns;
     current_thread = first;
     prime_emulator_switch(&worker.main_stack, first->stack);
+    set_idle(group, false);
     current_thread = nullptr;
     worker.group = nullptr;
 }

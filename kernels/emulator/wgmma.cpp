@@ -428,17 +428,14 @@ void wgmma_commit() {
 
 void wait_wgmma(u32 newest) {
     if (!meet_all(Collective::WGMMA, nullptr)) return;
-    Thread *self = current_thread;
-    Warp *warp = self->warp;
+    Warp *warp = current_thread->warp;
     Warpgroup &warpgroup = own_warpgroup("wgmma_wait");
     const u32 rank = warp->index % WARPS;
     if (warpgroup.open[rank] > newest) {
         const u64 last = warpgroup.open[rank] - newest - 1;
         if (last >= warpgroup.first) {
             while (warpgroup.group(last).committed != ALL_WARPS) {
-                self->waiting = Waiting{"in wgmma_wait, for warps of the warpgroup that have not committed the group", 0, 0};
-                self->block->group->polling.push_back(self);
-                suspend(self);
+                poll_for_warp(Waiting{"in wgmma_wait, for warps of the warpgroup that have not committed the group", 0, 0});
             }
             finish(warpgroup, last);
         }
