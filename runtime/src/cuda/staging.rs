@@ -142,8 +142,13 @@ impl Context {
     ) -> Result<()> {
         let all = || pieces(span.rows, span.row_bytes, BUFFER);
         let count = (span.rows * span.row_bytes).div_ceil(BUFFER);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let lanes = if count < LARGE { 1 } else { count.min(cores).min(MOST_LANES) };
+        let lanes = match count {
+            ..LARGE => 1,
+            _ => std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(count)
+                .min(MOST_LANES),
+        };
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         while staging.lanes.len() < lanes {
             let lane = Lane::new(self)?;
