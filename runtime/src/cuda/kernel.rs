@@ -220,6 +220,13 @@ fn fits(kernel: &Kernel, geometry: Geometry, arguments: &[u8]) -> Result<()> {
             "needs {shared_bytes} bytes of shared memory a block; cuda:{} has {} for it",
             kernel.context.number, kernel.most_shared
         )
+    } else if cluster > 1 && kernel.context.properties.chip.major < 9 {
+        format!(
+            "needs clusters of {cluster} blocks, and cuda:{} has none: its compute capability is {}",
+            kernel.context.number, kernel.context.properties.chip
+        )
+    } else if cluster > MOST_CLUSTER {
+        format!("was started in clusters of {cluster} blocks; every device takes {MOST_CLUSTER}")
     } else if cluster > 1 && !grid[0].is_multiple_of(cluster) {
         format!("was started with {} blocks in clusters of {cluster}", grid[0])
     } else {
@@ -227,6 +234,9 @@ fn fits(kernel: &Kernel, geometry: Geometry, arguments: &[u8]) -> Result<()> {
     };
     Err(Error::Device(format!("the kernel `{}` {wrong}", kernel.expression)))
 }
+
+/// The largest cluster that every chip with clusters runs.
+const MOST_CLUSTER: u32 = 8;
 
 fn cluster_attribute(blocks: u32) -> CUlaunchAttribute {
     CUlaunchAttribute {

@@ -22,6 +22,7 @@ mod library;
 mod nvrtc;
 mod program;
 mod staging;
+mod tensor_map;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -36,6 +37,7 @@ pub use kernel::{Function, Geometry, Resources, launch};
 pub use library::LIBRARIES_VARIABLE;
 pub use nvrtc::{Compiled, OPTIONS};
 pub use program::{KERNELS_VARIABLE, Program, compile, compile_all, function, warm};
+pub use tensor_map::{MOST_TENSOR_DIMS, TensorTiles, tensor_map};
 pub(crate) use transfer::{Block, clear, download, move_rows, upload};
 
 use crate::Result;

@@ -149,13 +149,25 @@ fn compile_text(
     if let Some(compiled) = entry.as_deref().and_then(cache::read) {
         return Ok(compiled);
     }
-    let compiled = nvrtc.compile(text, expression, chip)?;
+    let compiled = deep(|| nvrtc.compile(text, expression, chip))?;
     if let Some(entry) = &entry
         && let Err(error) = cache::write(entry, &compiled)
     {
         cache::warn(&error);
     }
     Ok(compiled)
+}
+
+// The compiler recurses over templates, deeper than the stack of a thread of a pool or of a test may be.
+fn deep<R: Send>(work: impl Fn() -> R + Sync) -> R {
+    const STACK: usize = 64 << 20;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, &work);
+        match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => work(),
+        }
+    })
 }
 
 fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {

@@ -486,6 +486,42 @@ fn what_no_graph_can_hold_is_refused_and_ends_the_recording() {
 }
 
 #[test]
+fn clusters_are_refused_where_the_chip_has_none() {
+    alone("clusters_are_refused_where_the_chip_has_none", &[("FAKE_CHIP", "89")], || {
+        let geometry = Geometry { cluster: 2, ..SMALL };
+        // SAFETY: never started.
+        let error = unsafe { launch(kernel("add").unwrap(), geometry, &[0; 16]) }.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the kernel `add<u32>` needs clusters of 2 blocks, and cuda:0 has none: its compute capability is 8.9"
+        );
+    });
+}
+
+#[test]
+fn a_tensor_is_described_to_the_accelerator_as_it_lies_in_memory() {
+    alone("a_tensor_is_described_to_the_accelerator_as_it_lies_in_memory", &[], || {
+        let tensor = Tensor::zeros(GPU, DType::BF16, &[100, 64]).unwrap();
+        let tiles = TensorTiles {
+            address: tensor.view().address(),
+            dtype: DType::BF16,
+            dims: &[64, 100],
+            strides: &[128],
+            tile: &[64, 32],
+            swizzle: 128,
+        };
+        let map = tensor_map(0, &tiles).unwrap();
+        assert_eq!(map[..6], [9, 2, tiles.address, 3, 64, 100]);
+        assert_eq!(map[10..12], [64, 32 + (128 << 16)]);
+        let refused = |tiles| tensor_map(0, &tiles).unwrap_err().to_string();
+        assert!(refused(TensorTiles { swizzle: 16, ..tiles }).starts_with("16 is no swizzle"));
+        assert!(refused(TensorTiles { strides: &[], ..tiles }).starts_with("dimensions, tile"));
+        let error = refused(TensorTiles { address: tiles.address + 2, ..tiles });
+        assert!(error.starts_with("cuTensorMapEncodeTiled failed"), "{error}");
+    });
+}
+
+#[test]
 fn events_measure_the_device_s_time() {
     alone("events_measure_the_device_s_time", &[], || {
         let (mut first, mut second) = (Event::new(0).unwrap(), Event::new(0).unwrap());

@@ -208,6 +208,29 @@ fn edited_text_is_taken_from_the_folder_and_the_rest_as_it_was_built_in() {
 }
 
 #[test]
+fn an_edited_kernel_that_does_not_compile_is_shown_by_its_path_and_lines() {
+    if !compiler() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scale.cu");
+    std::fs::write(&path, SCALE.source.replace("args.count", "args.cuont")).unwrap();
+    std::fs::write(folder.path().join("types.cuh"), "// mine\nusing u32 = unsigned;\n").unwrap();
+    let text = Text::of(&SCALE, Some(folder.path())).unwrap();
+    let error = compile_text(&text, "scale<int>", HOPPER, None).unwrap_err().to_string();
+    let path = path.display();
+    assert!(error.starts_with(&format!("`scale<int>` of {path} does not compile")), "{error}");
+    assert!(error.contains(&format!("{path}(5): error: class \"Scale<int>\"")), "{error}");
+    assert!(error.contains("\n>    5 |     if (i < args.cuont)"), "{error}");
+
+    std::fs::write(folder.path().join("types.cuh"), "// mine\nusing u32 = unsinged;\n").unwrap();
+    let text = Text::of(&SCALE, Some(folder.path())).unwrap();
+    let error = compile_text(&text, "scale<int>", HOPPER, None).unwrap_err().to_string();
+    assert!(error.contains("types.cuh(2): error"), "{error}");
+    assert!(error.contains("\n>    2 | using u32 = unsinged;"), "{error}");
+}
+
+#[test]
 fn a_folder_of_edited_text_that_is_not_there_is_refused() {
     let Err(error) = Text::of(&SCALE, Some(Path::new("/not/there"))) else { panic!("accepted") };
     assert_eq!(

@@ -348,6 +348,18 @@ u32 cuOccupancyMaxActiveClusters(int *clusters, void *function, const struct lau
     return *clusters = function && launch->count == 1 && !launch->shared ? 66 : 0, 0;
 }
 
+// Says in the map what it was told.
+u32 cuTensorMapEncodeTiled(u64 *map, u32 type, u32 rank, void *address, const u64 *dims, const u64 *strides, const u32 *tile, const u32 *steps, u32 interleave, u32 swizzle, u32 promotion, u32 outside) {
+    if ((uintptr_t)address % 16 || interleave || outside || promotion != 3) return INVALID_VALUE;
+    map[0] = type, map[1] = rank, map[2] = (uintptr_t)address, map[3] = swizzle;
+    for (u32 i = 0; i < rank; i++) {
+        if (steps[i] != 1 || tile[i] > 256 || (i && strides[i - 1] % 16)) return INVALID_VALUE;
+        map[4 + i] = dims[i];
+        map[10 + i] = tile[i] + (i ? strides[i - 1] << 16 : 0);
+    }
+    return 0;
+}
+
 u32 cuGetErrorName(u32 code, const char **text) {
     switch (code) {
     case OUT_OF_MEMORY: return *text = "CUDA_ERROR_OUT_OF_MEMORY", 0;
