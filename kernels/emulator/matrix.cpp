@@ -18,10 +18,13 @@ struct StoreOperand {
     u32 address;
 };
 
+// A lane's part of `down` fragments of A one after the other, `across` of B, and down x across of C.
 struct MmaOperand {
     float *c;
     const u32 *a;
     const u32 *b;
+    u32 down;
+    u32 across;
 };
 
 // Finds the rows that the lanes name, each as an access of its own lane.
@@ -57,10 +60,10 @@ template <int K> inline void multiply(Floats8 (&c)[16], const float (&a)[16][K],
 }
 
 // Lanes 4g to 4g + 3 hold rows g and g + 8 of C, each two elements of both.
-inline void gather_c(const Warp *warp, Floats8 (&c)[16]) {
+inline void gather_c(const Warp *warp, u32 fragment, Floats8 (&c)[16]) {
     for (u32 g = 0; g < 8; g++) {
         Longs2 lanes[4];
-        for (u32 t = 0; t < 4; t++) lanes[t] = load_vector<Longs2>(operand<MmaOperand>(warp, 4 * g + t).c);
+        for (u32 t = 0; t < 4; t++) lanes[t] = load_vector<Longs2>(operand<MmaOperand>(warp, 4 * g + t).c + 4 * fragment);
         const Longs2 rows[4] = {__builtin_shufflevector(lanes[0], lanes[1], 0, 2), __builtin_shufflevector(lanes[2], lanes[3], 0, 2),
                                 __builtin_shufflevector(lanes[0], lanes[1], 1, 3), __builtin_shufflevector(lanes[2], lanes[3], 1, 3)};
         c[g] = bit_cast<Floats8>(__builtin_shufflevector(rows[0], rows[1], 0, 1, 2, 3));
@@ -68,86 +71,106 @@ inline void gather_c(const Warp *warp, Floats8 (&c)[16]) {
     }
 }
 
-inline void scatter_c(const Warp *warp, const Floats8 (&c)[16]) {
+inline void scatter_c(const Warp *warp, u32 fragment, const Floats8 (&c)[16]) {
     typedef u64 Longs4 __attribute__((vector_size(32)));
     for (u32 g = 0; g < 8; g++) {
         const Longs4 upper = bit_cast<Longs4>(c[g]), lower = bit_cast<Longs4>(c[g + 8]);
-        store_vector(operand<MmaOperand>(warp, 4 * g).c, __builtin_shufflevector(upper, lower, 0, 4));
-        store_vector(operand<MmaOperand>(warp, 4 * g + 1).c, __builtin_shufflevector(upper, lower, 1, 5));
-        store_vector(operand<MmaOperand>(warp, 4 * g + 2).c, __builtin_shufflevector(upper, lower, 2, 6));
-        store_vector(operand<MmaOperand>(warp, 4 * g + 3).c, __builtin_shufflevector(upper, lower, 3, 7));
+        store_vector(operand<MmaOperand>(warp, 4 * g).c + 4 * fragment, __builtin_shufflevector(upper, lower, 0, 4));
+        store_vector(operand<MmaOperand>(warp, 4 * g + 1).c + 4 * fragment, __builtin_shufflevector(upper, lower, 1, 5));
+        store_vector(operand<MmaOperand>(warp, 4 * g + 2).c + 4 * fragment, __builtin_shufflevector(upper, lower, 2, 6));
+        store_vector(operand<MmaOperand>(warp, 4 * g + 3).c + 4 * fragment, __builtin_shufflevector(upper, lower, 3, 7));
     }
 }
 
 // The registers of lanes 4g to 4g + 3, each as one vector of its four words.
-inline void gather_a(const Warp *warp, u32 g, Words4 (&registers)[4]) {
-    for (u32 t = 0; t < 4; t++) registers[t] = load_vector<Words4>(operand<MmaOperand>(warp, 4 * g + t).a);
+inline void gather_a(const Warp *warp, u32 fragment, u32 g, Words4 (&registers)[4]) {
+    for (u32 t = 0; t < 4; t++) registers[t] = load_vector<Words4>(operand<MmaOperand>(warp, 4 * g + t).a + 4 * fragment);
     transpose(registers[0], registers[1], registers[2], registers[3]);
 }
 
 // b[i] of lanes 4g to 4g + 3 as one vector.
-inline void gather_b(const Warp *warp, u32 g, Words4 (&registers)[2]) {
+inline void gather_b(const Warp *warp, u32 fragment, u32 g, Words4 (&registers)[2]) {
     u64 lanes[4];
-    for (u32 t = 0; t < 4; t++) std::memcpy(&lanes[t], operand<MmaOperand>(warp, 4 * g + t).b, 8);
+    for (u32 t = 0; t < 4; t++) std::memcpy(&lanes[t], operand<MmaOperand>(warp, 4 * g + t).b + 2 * fragment, 8);
     const Words4 first = bit_cast<Words4>(Longs2{lanes[0], lanes[1]}), second = bit_cast<Words4>(Longs2{lanes[2], lanes[3]});
     registers[0] = __builtin_shufflevector(first, second, 0, 2, 4, 6);
     registers[1] = __builtin_shufflevector(first, second, 1, 3, 5, 7);
 }
 
-template <class T> void multiply_k16(const Warp *warp) {
-    alignas(32) float a[16][16];
-    Floats8 b[16], c[16];
-    Halves8 columns[2][8];
-    for (u32 g = 0; g < 8; g++) {
-        Words4 words[4];
-        gather_a(warp, g, words);
-        store_vector(&a[g][0], floats_of<T>(bit_cast<Halves8>(words[0])));
-        store_vector(&a[g + 8][0], floats_of<T>(bit_cast<Halves8>(words[1])));
-        store_vector(&a[g][8], floats_of<T>(bit_cast<Halves8>(words[2])));
-        store_vector(&a[g + 8][8], floats_of<T>(bit_cast<Halves8>(words[3])));
-        Words4 column[2];
-        gather_b(warp, g, column);
-        columns[0][g] = bit_cast<Halves8>(column[0]);
-        columns[1][g] = bit_cast<Halves8>(column[1]);
-    }
-    for (u32 half = 0; half < 2; half++) {
-        transpose(columns[half]);
-        for (u32 k = 0; k < 8; k++) b[half * 8 + k] = floats_of<T>(columns[half][k]);
-    }
-    gather_c(warp, c);
-    multiply<16>(c, a, b);
-    scatter_c(warp, c);
-}
+// Fragments of 16 terms of two bytes.
+template <class T> struct Steps16 {
+    static constexpr int TERMS = 16;
 
-// A tf32 operand is a float of which the hardware does not see the last 13 bits.
-constexpr u32 SEEN_AS_TF32 = 0xffffe000u;
-
-void multiply_tf32(const Warp *warp) {
-    alignas(32) float a[16][8];
-    Floats8 b[8], c[16];
-    for (u32 g = 0; g < 8; g++) {
-        Words4 words[4], column[2];
-        gather_a(warp, g, words);
-        store_vector(&a[g][0], words[0] & SEEN_AS_TF32);
-        store_vector(&a[g + 8][0], words[1] & SEEN_AS_TF32);
-        store_vector(&a[g][4], words[2] & SEEN_AS_TF32);
-        store_vector(&a[g + 8][4], words[3] & SEEN_AS_TF32);
-        gather_b(warp, g, column);
-        for (u32 k = 0; k < 4; k++) {
-            b[k][g] = bit_cast<float>(column[0][k] & SEEN_AS_TF32);
-            b[k + 4][g] = bit_cast<float>(column[1][k] & SEEN_AS_TF32);
+    static void left(const Warp *warp, u32 fragment, float (&a)[16][16]) {
+        for (u32 g = 0; g < 8; g++) {
+            Words4 words[4];
+            gather_a(warp, fragment, g, words);
+            store_vector(&a[g][0], floats_of<T>(bit_cast<Halves8>(words[0])));
+            store_vector(&a[g + 8][0], floats_of<T>(bit_cast<Halves8>(words[1])));
+            store_vector(&a[g][8], floats_of<T>(bit_cast<Halves8>(words[2])));
+            store_vector(&a[g + 8][8], floats_of<T>(bit_cast<Halves8>(words[3])));
         }
     }
-    gather_c(warp, c);
-    multiply<8>(c, a, b);
-    scatter_c(warp, c);
-}
 
-template <void (*MULTIPLY)(const Warp *)> inline void mma(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    const MmaOperand own{c, a, b};
+    static void right(const Warp *warp, u32 fragment, Floats8 (&b)[16]) {
+        Halves8 columns[2][8];
+        for (u32 g = 0; g < 8; g++) {
+            Words4 column[2];
+            gather_b(warp, fragment, g, column);
+            columns[0][g] = bit_cast<Halves8>(column[0]);
+            columns[1][g] = bit_cast<Halves8>(column[1]);
+        }
+        for (u32 half = 0; half < 2; half++) {
+            transpose(columns[half]);
+            for (u32 k = 0; k < 8; k++) b[half * 8 + k] = floats_of<T>(columns[half][k]);
+        }
+    }
+};
+
+// Fragments of 8 terms of tf32, which is a float of which the hardware does not see the last 13 bits.
+struct Steps8 {
+    static constexpr int TERMS = 8;
+    static constexpr u32 SEEN = 0xffffe000u;
+
+    static void left(const Warp *warp, u32 fragment, float (&a)[16][8]) {
+        for (u32 g = 0; g < 8; g++) {
+            Words4 words[4];
+            gather_a(warp, fragment, g, words);
+            store_vector(&a[g][0], words[0] & SEEN);
+            store_vector(&a[g + 8][0], words[1] & SEEN);
+            store_vector(&a[g][4], words[2] & SEEN);
+            store_vector(&a[g + 8][4], words[3] & SEEN);
+        }
+    }
+
+    static void right(const Warp *warp, u32 fragment, Floats8 (&b)[8]) {
+        for (u32 g = 0; g < 8; g++) {
+            Words4 column[2];
+            gather_b(warp, fragment, g, column);
+            for (u32 k = 0; k < 4; k++) {
+                b[k][g] = bit_cast<float>(column[0][k] & SEEN);
+                b[k + 4][g] = bit_cast<float>(column[1][k] & SEEN);
+            }
+        }
+    }
+};
+
+template <class Steps> inline void mma(const MmaOperand &own) {
     if (!meet_all(Collective::MMA, &own)) return;
     check_whole_warp("mma");
-    MULTIPLY(current_thread->warp);
+    const Warp *warp = current_thread->warp;
+    for (u32 j = 0; j < own.across; j++) {
+        Floats8 b[Steps::TERMS];
+        Steps::right(warp, j, b);
+        for (u32 i = 0; i < own.down; i++) {
+            alignas(32) float a[16][Steps::TERMS];
+            Floats8 c[16];
+            Steps::left(warp, i, a);
+            gather_c(warp, i * own.across + j, c);
+            multiply<Steps::TERMS>(c, a, b);
+            scatter_c(warp, i * own.across + j, c);
+        }
+    }
     part_all();
 }
 
@@ -200,8 +223,8 @@ void store_matrices(const u32 *registers, u32 address, u32 count, bool transpose
     part_all();
 }
 
-void mma_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma<multiply_k16<bf16>>(c, a, b); }
-void mma_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma<multiply_k16<f16>>(c, a, b); }
-void mma_m16n8k8_tf32(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma<multiply_tf32>(c, a, b); }
+void mma_bf16(float *c, const u32 *a, const u32 *b, u32 down, u32 across) { mma<Steps16<bf16>>({c, a, b, down, across}); }
+void mma_f16(float *c, const u32 *a, const u32 *b, u32 down, u32 across) { mma<Steps16<f16>>({c, a, b, down, across}); }
+void mma_tf32(float *c, const u32 *a, const u32 *b, u32 down, u32 across) { mma<Steps8>({c, a, b, down, across}); }
 
 } // namespace emulator

@@ -237,13 +237,10 @@ template <class T, int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, in
         if constexpr (WORDS) {
             round(f.a);
             round(f.b);
+            mma_fragments<tf32>(sums, f.a, f.b);
+        } else {
+            mma_fragments<T>(sums, f.a, f.b);
         }
-        UNROLL
-        for (int i = 0; i < ACROSS_M; i++)
-            UNROLL
-            for (int j = 0; j < ACROSS_N; j++)
-                if constexpr (WORDS) mma_m16n8k8_tf32(sums[i][j], f.a[i], f.b[j]);
-                else mma_m16n8k16<T>(sums[i][j], f.a[i], f.b[j]);
     }
 
     template <int ROWS, int WORDS_OF_ONE> DEVICE static void round(u32 (&fragments)[ROWS][WORDS_OF_ONE]) {

@@ -76,6 +76,19 @@ DEVICE void mma_m16n8k8_tf32(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/// c[i][j] += a[i] b[j] for DOWN x ACROSS fragments: m16n8k16 of bf16 or f16, m16n8k8 of tf32 (words of `to_tf32`).
+template <class T, int DOWN, int ACROSS>
+DEVICE void mma_fragments(float (&c)[DOWN][ACROSS][4], const u32 (&a)[DOWN][4], const u32 (&b)[ACROSS][2]) {
+    UNROLL
+    for (int i = 0; i < DOWN; i++) {
+        UNROLL
+        for (int j = 0; j < ACROSS; j++) {
+            if constexpr (is_same<T, tf32>) mma_m16n8k8_tf32(c[i][j], a[i], b[j]);
+            else mma_m16n8k16<T>(c[i][j], a[i], b[j]);
+        }
+    }
+}
+
 #else
 
 using emulator::load_matrix_x1;
@@ -83,6 +96,7 @@ using emulator::load_matrix_x2;
 using emulator::load_matrix_x2_transposed;
 using emulator::load_matrix_x4;
 using emulator::load_matrix_x4_transposed;
+using emulator::mma_fragments;
 using emulator::mma_m16n8k16;
 using emulator::mma_m16n8k8_tf32;
 using emulator::store_matrix_x2;
