@@ -10,7 +10,7 @@ use prime_model::{
     Generator, Gradients, Limits, Mode, Pack, Request, Result, RopeScaling, Sampling, Weights,
 };
 use prime_runtime::random::{self, Stream};
-use prime_runtime::{DType, Device, Tensor};
+use prime_runtime::{DType, Device, Tensor, View};
 
 /// A model and the batch that it is trained on.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ impl TrainStep {
             max_gradient_norm: 0.0,
         };
         Ok(TrainStep {
-            decoder: Decoder::new(config, *length)?,
+            decoder: Decoder::new(config, Device::Cpu, *length)?,
             gradients: Gradients::zeros(weights.layout().clone(), Device::Cpu)?,
             optimizer: AdamW::new(&weights, settings)?,
             activations: Activations::new(config, Device::Cpu, dtype, limits, Mode::Train)?,
@@ -140,13 +140,14 @@ impl TrainStep {
     /// When the loss or a gradient is not finite.
     pub fn run(&mut self) -> Result<f64> {
         self.decoder.forward(&self.weights, &self.pack, 1.0, &mut self.activations)?;
-        let log_probs = self.activations.log_probs(self.pack.picked.len());
+        let picked = self.pack.picked.len();
+        let log_probs = self.activations.log_probs(picked).as_slice::<f32>();
         let loss = -log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len() as f64;
         self.decoder.backward(
             &self.weights,
             &self.pack,
             1.0,
-            &self.d_log_probs,
+            View::from_slice(&self.d_log_probs, &[picked]),
             None,
             &mut self.activations,
             &mut self.gradients,

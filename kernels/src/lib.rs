@@ -59,5 +59,6 @@ operations! {
     rope,
     sample,
     scan,
+    scatter,
     swiglu,
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use prime_model::folder::{self, Companions};
 use prime_model::{Config, Error, Result, Weights};
-use prime_runtime::DType;
+use prime_runtime::{DType, Device};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -31,6 +31,6 @@ fn resave(from: &Path, to: &Path, dtype: Option<&str>) -> Result<()> {
             .ok_or_else(|| Error::Value(format!("`{name}` is neither float32 nor bfloat16")))?,
         None => config.dtype,
     };
-    let weights = Weights::load(from, &config, dtype)?;
+    let weights = Weights::load(from, &config, Device::Cpu, dtype)?;
     folder::save(to, &config, &weights, Companions::Of(from))
 }

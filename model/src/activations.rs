@@ -1,7 +1,8 @@
 //! The buffers of a training or scoring step, laid out once for the largest pack.
 
-use prime_runtime::{DType, Device, Memory, Plan, Slot, Tensor};
+use prime_runtime::{DType, Device, Memory, Plan, Slot, Tensor, View};
 
+use crate::pack::PackUpload;
 use crate::{Config, Error, Pack, Result};
 
 /// What a step is planned for.
@@ -64,6 +65,8 @@ pub(crate) struct BackwardBuffers {
 pub struct Activations {
     pub(crate) limits: Limits,
     pub(crate) mode: Mode,
+    /// The lists of the pack at hand.
+    pub(crate) pack: PackUpload,
     /// The residual stream before each layer, and after the last: two that take turns when there is no way back.
     pub(crate) streams: Vec<Tensor>,
     /// A set for each layer, or one for all.
@@ -234,6 +237,7 @@ impl Activations {
         Ok(Activations {
             limits,
             mode,
+            pack: PackUpload::new(device, limits.tokens, limits.picked)?,
             streams,
             layers,
             picked,
@@ -257,14 +261,19 @@ impl Activations {
         self.limits
     }
 
-    /// Log-probability of each picked row's target, after a forward pass over a pack of `picked` picked rows.
-    pub fn log_probs(&self, picked: usize) -> &[f32] {
-        self.log_probs.head(picked).as_slice()
+    /// Where the buffers are.
+    pub fn device(&self) -> Device {
+        self.log_probs.device()
+    }
+
+    /// Log-probability of each picked row's target, after a forward pass over a pack of `picked` picked rows: float32 `[picked]`.
+    pub fn log_probs(&self, picked: usize) -> View<'_> {
+        self.log_probs.head(picked)
     }
 
     /// Entropy (nats) of the distribution at each picked row, likewise.
-    pub fn entropy(&self, picked: usize) -> &[f32] {
-        self.entropy.head(picked).as_slice()
+    pub fn entropy(&self, picked: usize) -> View<'_> {
+        self.entropy.head(picked)
     }
 
     pub(crate) fn check(&self, pack: &Pack) -> Result<()> {
@@ -273,6 +282,13 @@ impl Activations {
             return Err(Error::Value(format!(
                 "a pack of {tokens} tokens, {picked} of them scored, does not fit a plan for {} and {}",
                 self.limits.tokens, self.limits.picked
+            )));
+        }
+        if pack.sequences() > self.limits.tokens {
+            return Err(Error::Value(format!(
+                "a pack of {} sequences does not fit a plan for {} tokens",
+                pack.sequences(),
+                self.limits.tokens
             )));
         }
         Ok(())

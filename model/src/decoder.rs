@@ -5,10 +5,11 @@ use std::sync::Arc;
 use prime_kernels::attention::{self, Mask};
 use prime_kernels::matmul::{self, Epilogue, Layout as Product};
 use prime_kernels::{embedding, gather, log_prob, rms_norm, rope, swiglu};
-use prime_runtime::{Tensor, View, ViewMut};
+use prime_runtime::{Device, Tensor, View, ViewMut};
 
 use crate::activations::{BackwardBuffers, LayerBuffers, QkNormBuffers};
 use crate::layout::LayerLayout;
+use crate::pack::PackViews;
 use crate::{Activations, Config, Gradients, Layout, Mode, Pack, Result, Weights, rope_tables};
 
 /// A decoder's shape and rotation tables. Weights, activations and gradients are the caller's, so that a policy, a reward model and a
@@ -76,16 +77,16 @@ pub(crate) fn attention_scale(config: &Config) -> f32 {
 }
 
 impl Decoder {
-    /// The decoder of a configuration, for sequences of up to `positions` tokens.
+    /// The decoder of a configuration on a device, for sequences of up to `positions` tokens.
     ///
     /// # Errors
     /// When the tables do not fit in memory.
-    pub fn new(config: &Config, positions: usize) -> Result<Self> {
-        let (cos, sin) = rope_tables(config, positions)?;
+    pub fn new(config: &Config, device: Device, positions: usize) -> Result<Self> {
+        let (cos, sin) = rope_tables(config, device, positions)?;
         Ok(Decoder::with_tables(config, cos, sin))
     }
 
-    /// The decoder of a configuration with rotation tables of the caller's: float32 `[positions, head_dim / 2]`.
+    /// The decoder of a configuration with rotation tables of the caller's: float32 `[positions, head_dim / 2]`. It runs where they are.
     pub fn with_tables(config: &Config, cos: Tensor, sin: Tensor) -> Self {
         Decoder { config: config.clone(), layout: Arc::new(Layout::new(config)), cos, sin }
     }
@@ -108,10 +109,12 @@ impl Decoder {
         activations: &mut Activations,
     ) -> Result<()> {
         activations.check(pack)?;
+        pack.check(self.config.vocab_size, self.cos.dims()[0])?;
+        activations.pack.send(pack)?;
+        let lists = activations.pack.views(pack);
         let sizes = Sizes::new(&self.config, pack.tokens.len());
-        let tokens = View::from_slice(&pack.tokens, &[sizes.tokens]);
         let table = weights.view(&self.layout.embedding, &[self.config.vocab_size, sizes.hidden]);
-        embedding::forward(activations.streams[0].head_mut(sizes.tokens), tokens, table)?;
+        embedding::forward(activations.streams[0].head_mut(sizes.tokens), lists.tokens, table)?;
         for index in 0..self.config.num_layers {
             let (from, to, set) = match activations.mode {
                 Mode::Score => (index % 2, (index + 1) % 2, 0),
@@ -121,7 +124,7 @@ impl Decoder {
             let [input, output] =
                 activations.streams.get_disjoint_mut([from, to]).expect("two streams");
             let buffers = &mut activations.layers[set];
-            self.layer_forward(weights, index, pack, sizes, input.head(sizes.tokens), buffers)?;
+            self.layer_forward(weights, index, lists, sizes, input.head(sizes.tokens), buffers)?;
             self.layer_output(weights, index, sizes, buffers, output)?;
         }
         let last = match activations.mode {
@@ -129,12 +132,10 @@ impl Decoder {
             Mode::Train | Mode::TrainCheckpointed => self.config.num_layers,
         };
         let picked = pack.picked.len();
-        let rows = View::from_slice(&pack.picked, &[picked]);
-        let targets = View::from_slice(&pack.targets, &[picked]);
         gather::forward(
             activations.picked.head_mut(picked),
             activations.streams[last].head(sizes.tokens),
-            rows,
+            lists.picked,
         )?;
         rms_norm::forward(
             activations.picked_normed.head_mut(picked),
@@ -149,14 +150,14 @@ impl Decoder {
             activations.lse.head_mut(picked),
             activations.picked_normed.head(picked),
             weights.view(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]),
-            targets,
+            lists.targets,
             temperature,
         )?;
         Ok(())
     }
 
     /// Adds to `gradients` those of `sum of d_log_probs * log_probs + d_entropy * entropy` of the last forward pass, which must have been
-    /// over this pack with these weights and this temperature.
+    /// over this pack with these weights and this temperature. Both are float32 `[picked]`, on the device of the activations.
     ///
     /// # Errors
     /// When the activations were planned for scoring only, or sizes disagree.
@@ -165,12 +166,13 @@ impl Decoder {
         weights: &Weights,
         pack: &Pack,
         temperature: f32,
-        d_log_probs: &[f32],
-        d_entropy: Option<&[f32]>,
+        d_log_probs: View<'_>,
+        d_entropy: Option<View<'_>>,
         activations: &mut Activations,
         gradients: &mut Gradients,
     ) -> Result<()> {
         activations.check(pack)?;
+        let lists = activations.pack.views(pack);
         let sizes = Sizes::new(&self.config, pack.tokens.len());
         let picked = pack.picked.len();
         let Activations { mode, streams, layers, backward, .. } = activations;
@@ -179,15 +181,14 @@ impl Decoder {
                 "these activations were planned for scoring only: there is no way back".to_string(),
             ));
         };
-        let rows = View::from_slice(&pack.picked, &[picked]);
         log_prob::backward(
             back.picked_normed.head_mut(picked),
             gradients.view_mut(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]),
-            View::from_slice(d_log_probs, &[picked]),
-            d_entropy.map(|values| View::from_slice(values, &[picked])),
+            d_log_probs,
+            d_entropy,
             activations.picked_normed.head(picked),
             weights.view(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]),
-            View::from_slice(&pack.targets, &[picked]),
+            lists.targets,
             activations.lse.head(picked),
             activations.entropy.head(picked),
             temperature,
@@ -201,25 +202,29 @@ impl Decoder {
             activations.picked_rstd.head(picked),
             None,
         )?;
-        gather::backward(back.stream.head_mut(sizes.tokens), back.picked.head(picked), rows)?;
+        gather::backward(
+            back.stream.head_mut(sizes.tokens),
+            back.picked.head(picked),
+            lists.picked,
+        )?;
         for index in (0..self.config.num_layers).rev() {
             let input = streams[index].head(sizes.tokens);
             let buffers = match mode {
                 Mode::TrainCheckpointed => {
                     // The last layer's buffers still hold what the forward pass left.
                     if index + 1 != self.config.num_layers {
-                        self.layer_forward(weights, index, pack, sizes, input, &mut layers[0])?;
+                        self.layer_forward(weights, index, lists, sizes, input, &mut layers[0])?;
                     }
                     &layers[0]
                 }
                 _ => &layers[index],
             };
-            self.layer_backward(weights, index, pack, sizes, input, buffers, back, gradients)?;
+            self.layer_backward(weights, index, lists, sizes, input, buffers, back, gradients)?;
         }
         embedding::backward(
             gradients.view_mut(&self.layout.embedding, &[self.config.vocab_size, sizes.hidden]),
             back.stream.head(sizes.tokens),
-            View::from_slice(&pack.tokens, &[sizes.tokens]),
+            lists.tokens,
         )?;
         Ok(())
     }
@@ -229,7 +234,7 @@ impl Decoder {
         &self,
         weights: &Weights,
         index: usize,
-        pack: &Pack,
+        lists: PackViews<'_>,
         sizes: Sizes,
         input: View<'_>,
         buffers: &mut LayerBuffers,
@@ -251,7 +256,6 @@ impl Decoder {
             Product::NT,
             Epilogue { bias: bias(weights, layer.qkv_bias.as_ref()), ..Epilogue::default() },
         )?;
-        let positions = View::from_slice(&pack.positions, &[tokens]);
         let rotated = sizes.q() + sizes.kv();
         let rotated = match &mut buffers.qk {
             None => buffers.qkv.head_mut(tokens).split_at_column(rotated).0,
@@ -280,7 +284,12 @@ impl Decoder {
                 qk.normed.head_mut(tokens)
             }
         };
-        rope::forward(sizes.as_heads_mut(rotated), positions, self.cos.view(), self.sin.view())?;
+        rope::forward(
+            sizes.as_heads_mut(rotated),
+            lists.positions,
+            self.cos.view(),
+            self.sin.view(),
+        )?;
         let (q, k, v) = attention_inputs(sizes, &buffers.qkv, buffers.qk.as_ref());
         attention::forward(
             sizes.as_heads_mut(buffers.attended.head_mut(tokens)),
@@ -288,7 +297,7 @@ impl Decoder {
             q,
             k,
             v,
-            View::from_slice(&pack.cu_seqlens, &[pack.cu_seqlens.len()]),
+            lists.cu_seqlens,
             attention_scale(&self.config),
             Mask::Causal,
         )?;
@@ -346,7 +355,7 @@ impl Decoder {
         &self,
         weights: &Weights,
         index: usize,
-        pack: &Pack,
+        lists: PackViews<'_>,
         sizes: Sizes,
         input: View<'_>,
         buffers: &LayerBuffers,
@@ -401,7 +410,7 @@ impl Decoder {
             weights.view(&layer.output, &output),
             Product::NT,
         )?;
-        self.attention_backward(weights, layer, pack, sizes, buffers, back, gradients)?;
+        self.attention_backward(weights, layer, lists, sizes, buffers, back, gradients)?;
         let qkv = [sizes.qkv(), sizes.hidden];
         let (d_qkv, d_qkv_bias) =
             gradients.weight_and_bias(&layer.qkv, qkv, layer.qkv_bias.as_ref());
@@ -431,7 +440,7 @@ impl Decoder {
         &self,
         weights: &Weights,
         layer: &LayerLayout,
-        pack: &Pack,
+        lists: PackViews<'_>,
         sizes: Sizes,
         buffers: &LayerBuffers,
         back: &mut BackwardBuffers,
@@ -439,7 +448,6 @@ impl Decoder {
     ) -> Result<()> {
         let tokens = sizes.tokens;
         let rotated = sizes.q() + sizes.kv();
-        let positions = View::from_slice(&pack.positions, &[tokens]);
         let (q, k, v) = attention_inputs(sizes, &buffers.qkv, buffers.qk.as_ref());
         let (d_raw, d_v) = back.qkv.head_mut(tokens).split_at_column(rotated);
         let mut d_rotated = match &mut back.qk {
@@ -457,11 +465,16 @@ impl Decoder {
             v,
             sizes.as_heads(buffers.attended.head(tokens)),
             buffers.lse.head(tokens),
-            View::from_slice(&pack.cu_seqlens, &[pack.cu_seqlens.len()]),
+            lists.cu_seqlens,
             attention_scale(&self.config),
             Mask::Causal,
         )?;
-        rope::backward(sizes.as_heads_mut(d_rotated), positions, self.cos.view(), self.sin.view())?;
+        rope::backward(
+            sizes.as_heads_mut(d_rotated),
+            lists.positions,
+            self.cos.view(),
+            self.sin.view(),
+        )?;
         let (Some(d_qk), Some(qk)) = (&back.qk, &buffers.qk) else { return Ok(()) };
         let (q_norm, k_norm) =
             (expect_norm(layer.q_norm.as_ref()), expect_norm(layer.k_norm.as_ref()));

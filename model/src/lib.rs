@@ -18,6 +18,7 @@ mod optimizer;
 mod pack;
 mod rope;
 mod tokenizer;
+mod transfer;
 mod weights;
 
 pub use activations::{Activations, Limits, Mode};
@@ -32,4 +33,5 @@ pub use optimizer::{AdamW, AdamWSettings, Decay, Schedule};
 pub use pack::Pack;
 pub use rope::rope_tables;
 pub use tokenizer::{TextStream, Tokenizer};
+pub use transfer::{Upload, on_host};
 pub use weights::Weights;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prime_kernels::{adamw, cast};
 use prime_runtime::safetensors;
-use prime_runtime::{DType, Device, Tensor, View};
+use prime_runtime::{DType, Tensor, View};
 
 use crate::{Error, Gradients, Result, Weights};
 
@@ -78,13 +78,14 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Fresh state for these weights.
+    /// Fresh state for these weights, on their device.
     ///
     /// # Errors
     /// When the device has not enough memory.
     pub fn new(weights: &Weights, settings: AdamWSettings) -> Result<Self> {
         let elements = weights.layout().elements;
-        let zeros = || Tensor::zeros(Device::Cpu, DType::F32, &[elements]);
+        let device = weights.data().device();
+        let zeros = || Tensor::zeros(device, DType::F32, &[elements]);
         let master = match weights.data().dtype() {
             DType::F32 => None,
             _ => {
@@ -173,7 +174,7 @@ impl AdamW {
                 );
                 return Err(prime_runtime::Error::format(path, message).into());
             }
-            tensor.as_mut_slice::<f32>().copy_from_slice(saved.as_slice());
+            tensor.view_mut().copy_from(saved)?;
         }
         self.step = step;
         Ok(())

@@ -1,5 +1,10 @@
 //! A pack of sequences, laid end to end, and the places where a loss or a score is taken.
 
+use prime_runtime::View;
+
+use crate::transfer::Upload;
+use crate::{Error, Result};
+
 /// Sequences laid end to end, never padded, with the positions whose next token is scored.
 ///
 /// Sequence i covers `tokens[cu_seqlens[i]..cu_seqlens[i + 1]]`. `picked[j]` is a row of the pack, and `targets[j]` the token
@@ -70,6 +75,49 @@ impl Pack {
         }
     }
 
+    /// Checks every list, here where they can be read: kernels on a device take them as they are.
+    ///
+    /// # Errors
+    /// A sentence when a token is outside the vocabulary, a position is outside the tables, or lists do not agree.
+    pub(crate) fn check(&self, vocabulary: usize, positions: usize) -> Result<()> {
+        let fail = |message: String| Err(Error::Value(message));
+        let (rows, picked) = (self.tokens.len(), self.picked.len());
+        if self.positions.len() != rows || self.targets.len() != picked {
+            return fail(format!(
+                "a pack of {rows} tokens has {} positions, and {picked} picked rows with {} targets",
+                self.positions.len(),
+                self.targets.len()
+            ));
+        }
+        let ends = self.cu_seqlens.first().zip(self.cu_seqlens.last());
+        if !self.cu_seqlens.is_sorted()
+            || ends.is_none_or(|(&first, &last)| first != 0 || last as usize != rows)
+        {
+            return fail(format!(
+                "the sequences of a pack must begin at 0, never fall, and end at its {rows} tokens"
+            ));
+        }
+        for (name, tokens) in [("token", &self.tokens), ("target", &self.targets)] {
+            if let Some(i) = tokens.iter().position(|&token| token as usize >= vocabulary) {
+                return fail(format!(
+                    "{name} {i} of a pack is {}, but the model's vocabulary ends at {}",
+                    tokens[i],
+                    vocabulary.saturating_sub(1)
+                ));
+            }
+        }
+        if let Some(position) = self.positions.iter().find(|&&p| p as usize >= positions) {
+            return fail(format!(
+                "a sequence of a pack reaches position {position}, but the decoder was made for sequences of up to {positions} tokens"
+            ));
+        }
+        let rises = self.picked.windows(2).all(|pair| pair[0] < pair[1]);
+        if !rises || self.picked.last().is_some_and(|&last| last as usize >= rows) {
+            return fail(format!("the picked rows of a pack must rise and be among its {rows}"));
+        }
+        Ok(())
+    }
+
     /// How many sequences.
     pub fn sequences(&self) -> usize {
         self.cu_seqlens.len().saturating_sub(1)
@@ -78,5 +126,74 @@ impl Pack {
     /// Tokens that [`Pack::push_response`] takes for a prompt and a response of these lengths.
     pub fn response_tokens(prompt: usize, response: usize) -> usize {
         prompt + response.saturating_sub(1)
+    }
+}
+
+/// A pack's lists as kernels read them.
+#[derive(Clone, Copy)]
+pub(crate) struct PackViews<'a> {
+    pub(crate) tokens: View<'a>,     // (tokens)
+    pub(crate) positions: View<'a>,  // (tokens)
+    pub(crate) cu_seqlens: View<'a>, // (sequences + 1)
+    pub(crate) picked: View<'a>,     // (picked)
+    pub(crate) targets: View<'a>,    // (picked)
+}
+
+/// Where the lists of packs go on a device.
+pub(crate) struct PackUpload(Upload<u32, 5>);
+
+impl PackUpload {
+    /// Plans for packs of up to `tokens` tokens, as many sequences, and `picked` picked rows.
+    pub(crate) fn new(device: prime_runtime::Device, tokens: usize, picked: usize) -> Result<Self> {
+        Ok(PackUpload(Upload::new(device, [tokens, tokens, tokens + 1, picked, picked])?))
+    }
+
+    pub(crate) fn send(&mut self, pack: &Pack) -> Result<()> {
+        self.0.send(lists(pack))
+    }
+
+    /// The lists of the pack that was sent last.
+    pub(crate) fn views<'a>(&'a self, pack: &'a Pack) -> PackViews<'a> {
+        let [tokens, positions, cu_seqlens, picked, targets] = self.0.views(lists(pack));
+        PackViews { tokens, positions, cu_seqlens, picked, targets }
+    }
+}
+
+fn lists(pack: &Pack) -> [&[u32]; 5] {
+    [&pack.tokens, &pack.positions, &pack.cu_seqlens, &pack.picked, &pack.targets]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_that_no_kernel_could_check_are_refused_with_a_sentence() {
+        let mut sound = Pack::default();
+        sound.clear();
+        sound.push_response(&[1, 2], &[3, 4]);
+        sound.push_response(&[0], &[4]);
+        sound.check(5, 3).unwrap();
+        let refusal = |change: &dyn Fn(&mut Pack)| {
+            let mut pack = sound.clone();
+            change(&mut pack);
+            pack.check(5, 3).unwrap_err().to_string()
+        };
+        let vocabulary = "but the model's vocabulary ends at 4";
+        assert_eq!(refusal(&|p| p.tokens[1] = 5), format!("token 1 of a pack is 5, {vocabulary}"));
+        assert_eq!(
+            refusal(&|p| p.targets[2] = 7),
+            format!("target 2 of a pack is 7, {vocabulary}")
+        );
+        assert!(refusal(&|p| p.positions[0] = 3).contains("reaches position 3"));
+        assert!(refusal(&|p| p.positions.truncate(3)).contains("4 tokens has 3 positions"));
+        for wrong in [&[0, 5, 4][..], &[1, 3, 4], &[0, 3], &[]] {
+            let message = refusal(&|p| p.cu_seqlens = wrong.to_vec());
+            assert!(message.contains("end at its 4 tokens"), "{message}");
+        }
+        for wrong in [[1, 1, 3], [1, 2, 4]] {
+            let message = refusal(&|p| p.picked = wrong.to_vec());
+            assert!(message.contains("must rise"), "{message}");
+        }
     }
 }

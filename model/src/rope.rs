@@ -5,7 +5,7 @@
 
 use std::f64::consts::TAU;
 
-use prime_runtime::Tensor;
+use prime_runtime::{Device, Tensor};
 
 use crate::{Config, Error, Result, RopeScaling};
 
@@ -34,11 +34,11 @@ fn frequencies(config: &Config) -> Vec<f64> {
     }
 }
 
-/// Cosines and sines for the positions below `positions`: two float32 tables `[positions, head_dim / 2]`, computed in float64.
+/// Cosines and sines for the positions below `positions`: two float32 tables `[positions, head_dim / 2]` on a device, computed in float64.
 ///
 /// # Errors
-/// When the host has not the memory.
-pub fn rope_tables(config: &Config, positions: usize) -> Result<(Tensor, Tensor)> {
+/// When host or device have not the memory.
+pub fn rope_tables(config: &Config, device: Device, positions: usize) -> Result<(Tensor, Tensor)> {
     if u32::try_from(positions).is_err() {
         return Err(Error::Value(format!(
             "{positions} positions were asked for, but positions are 32-bit numbers"
@@ -51,7 +51,8 @@ pub fn rope_tables(config: &Config, positions: usize) -> Result<(Tensor, Tensor)
                 frequencies.iter().map(move |f| function(position as f64 * f) as f32)
             })
             .collect();
-        Ok(Tensor::from_slice(&values, &[positions, frequencies.len()])?)
+        let table = Tensor::from_slice(&values, &[positions, frequencies.len()])?;
+        Ok(if device == Device::Cpu { table } else { table.to(device)? })
     };
     Ok((table(f64::cos)?, table(f64::sin)?))
 }
@@ -64,7 +65,7 @@ mod tests {
     #[test]
     fn tables_hold_the_cosine_and_sine_of_position_times_frequency() {
         let config = Config { rope_scaling: RopeScaling::None, rope_theta: 10_000.0, ..llama() };
-        let (cos, sin) = rope_tables(&config, 6).unwrap();
+        let (cos, sin) = rope_tables(&config, Device::Cpu, 6).unwrap();
         let half = config.head_dim / 2;
         assert_eq!((cos.dims(), sin.dims()), (&[6, half][..], &[6, half][..]));
         for position in 0..6 {
@@ -83,8 +84,8 @@ mod tests {
     fn linear_scaling_puts_position_n_times_factor_where_n_was() {
         let plain = Config { rope_scaling: RopeScaling::None, ..llama() };
         let scaled = Config { rope_scaling: RopeScaling::Linear { factor: 4.0 }, ..llama() };
-        let (plain, _) = rope_tables(&plain, 5).unwrap();
-        let (scaled, _) = rope_tables(&scaled, 17).unwrap();
+        let (plain, _) = rope_tables(&plain, Device::Cpu, 5).unwrap();
+        let (scaled, _) = rope_tables(&scaled, Device::Cpu, 17).unwrap();
         for position in 0..5 {
             // A factor of 4 is exact in binary.
             assert_eq!(plain.view().row::<f32>(position), scaled.view().row::<f32>(4 * position));

@@ -73,23 +73,42 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Reads the safetensors of a folder, converted to `dtype` straight from the mapped files.
+    /// Reads the safetensors of a folder to a device, converted to `dtype` straight from the mapped files.
     ///
     /// # Errors
     /// As for [`Weights::zeros`], and a sentence with the tensor's name when one is missing, has another shape, is of no float type, or is not of this model.
-    pub fn load(dir: &Path, config: &Config, dtype: DType) -> Result<Weights> {
+    pub fn load(dir: &Path, config: &Config, device: Device, dtype: DType) -> Result<Weights> {
         config.validate()?;
         let folder = Folder::open(dir)?;
         let layout = Layout::new(config);
         // Before memory is reserved: a configuration that does not fit its files may ask for any amount.
         check_names(&folder, &layout)?;
         check_shapes(&folder, &layout)?;
-        let mut weights = Weights::zeros(config, Device::Cpu, dtype)?;
-        match dtype {
-            DType::F32 => read::<f32>(&folder, &layout, weights.data.as_mut_slice())?,
-            _ => read::<bf16>(&folder, &layout, weights.data.as_mut_slice())?,
+        let mut weights = Weights::zeros(config, device, dtype)?;
+        match (device, dtype) {
+            (Device::Cpu, DType::F32) => {
+                read::<f32>(&folder, &layout, weights.data.as_mut_slice())?
+            }
+            (Device::Cpu, _) => read::<bf16>(&folder, &layout, weights.data.as_mut_slice())?,
+            _ => {
+                for tensor in &layout.tensors {
+                    let part = weights.data.view_mut().into_rows(tensor.range.clone());
+                    folder.read_into(&tensor.name, &mut part.into_shape(&tensor.dims))?;
+                }
+            }
         }
         Ok(weights)
+    }
+
+    /// The same weights on a device: themselves where they are there already.
+    ///
+    /// # Errors
+    /// When the device has not the memory, or fails.
+    pub fn to(self, device: Device) -> Result<Weights> {
+        if self.data.device() == device {
+            return Ok(self);
+        }
+        Ok(Weights { data: self.data.to(device)?, layout: self.layout })
     }
 
     /// Where each parameter lies.

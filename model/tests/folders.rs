@@ -7,7 +7,7 @@ use std::path::Path;
 use prime_model::folder::{self, Companions};
 use prime_model::{ChatTemplate, Config, Tokenizer, Weights};
 use prime_runtime::safetensors::{self, Dtype, Source};
-use prime_runtime::{DType, Element, Tensor, bf16};
+use prime_runtime::{DType, Device, Element, Tensor, bf16};
 use support::{Folder, fixtures, vectors};
 
 fn fixture(start: &str) -> Folder {
@@ -20,8 +20,8 @@ fn every_parameter_is_read_to_its_place_in_both_dtypes() {
         println!("{name}");
         let config = Config::load(&path).unwrap();
         let files = safetensors::Folder::open(&path).unwrap();
-        let wide = Weights::load(&path, &config, DType::F32).unwrap();
-        let narrow = Weights::load(&path, &config, DType::BF16).unwrap();
+        let wide = Weights::load(&path, &config, Device::Cpu, DType::F32).unwrap();
+        let narrow = Weights::load(&path, &config, Device::Cpu, DType::BF16).unwrap();
         for tensor in &wide.layout().tensors {
             let expected = files.read_f32(&tensor.name).unwrap();
             assert_eq!(wide.view(&tensor.range, &tensor.dims).as_slice::<f32>(), expected);
@@ -49,13 +49,13 @@ fn a_saved_folder_reads_back_bit_for_bit_with_its_tokenizer_and_template() {
         let parent = tempfile::tempdir().unwrap();
         let saved = parent.path().join("saved");
         let config = Config::load(&path).unwrap();
-        let weights = Weights::load(&path, &config, config.dtype).unwrap();
+        let weights = Weights::load(&path, &config, Device::Cpu, config.dtype).unwrap();
         // Twice: an older folder of ours is replaced.
         for _ in 0..2 {
             folder::save(&saved, &config, &weights, Companions::Of(&path)).unwrap();
         }
         assert_eq!(Config::load(&saved).unwrap(), config);
-        let read = Weights::load(&saved, &config, config.dtype).unwrap();
+        let read = Weights::load(&saved, &config, Device::Cpu, config.dtype).unwrap();
         let bits = |weights: &Weights| -> Vec<f32> { weights.data().view().to_f32_vec() };
         assert_eq!(bits(&read), bits(&weights));
         Tokenizer::load(&path).unwrap().check_same(&Tokenizer::load(&saved).unwrap()).unwrap();
@@ -97,7 +97,7 @@ fn a_folder_with_other_files_in_it_is_not_replaced() {
 fn refusal(start: &str, change: impl Fn(&str) -> Option<Tensor>, extra: &[&str]) -> String {
     let path = fixture(start).path;
     let config = Config::load(&path).unwrap();
-    let weights = Weights::load(&path, &config, DType::F32).unwrap();
+    let weights = Weights::load(&path, &config, Device::Cpu, DType::F32).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let small = Tensor::from_slice(&[1f32, 2.0], &[2]).unwrap();
     let changed: Vec<(String, Option<Tensor>)> =
@@ -112,7 +112,7 @@ fn refusal(start: &str, change: impl Fn(&str) -> Option<Tensor>, extra: &[&str])
         );
     let extra = extra.iter().map(|name| Source::view(*name, small.view()));
     write(dir.path(), kept.chain(extra));
-    match Weights::load(dir.path(), &config, DType::F32) {
+    match Weights::load(dir.path(), &config, Device::Cpu, DType::F32) {
         Ok(_) => "read".to_string(),
         Err(error) => error.to_string().split_once(": ").unwrap().1.to_string(),
     }
@@ -171,7 +171,7 @@ fn tensors_that_are_missing_strange_or_of_another_shape_are_refused_by_name() {
 fn a_tied_projection_may_be_in_the_files_if_it_is_the_embedding() {
     let path = fixture("qwen2").path;
     let config = Config::load(&path).unwrap();
-    let weights = Weights::load(&path, &config, DType::F32).unwrap();
+    let weights = Weights::load(&path, &config, Device::Cpu, DType::F32).unwrap();
     let layout = weights.layout().clone();
     let embedding = weights.view(&layout.embedding, &[config.vocab_size, config.hidden_size]);
     let mut other = embedding.as_slice::<f32>().to_vec();
@@ -185,7 +185,7 @@ fn a_tied_projection_may_be_in_the_files_if_it_is_the_embedding() {
         let bytes: Vec<u8> = other.iter().flat_map(|x| x.to_le_bytes()).collect();
         let head = Source::bytes("lm_head.weight", Dtype::F32, embedding.dims(), &bytes);
         write(dir.path(), sources.chain([head]));
-        let result = Weights::load(dir.path(), &config, DType::F32);
+        let result = Weights::load(dir.path(), &config, Device::Cpu, DType::F32);
         assert_eq!(result.is_ok(), equal);
         if let Err(error) = result {
             let message = error.to_string();
@@ -202,7 +202,7 @@ fn a_configuration_that_asks_for_more_than_the_files_hold_reserves_no_memory() {
     let path = fixture("llama3").path;
     let config =
         Config { vocab_size: 1 << 24, hidden_size: 1 << 18, ..Config::load(&path).unwrap() };
-    let message = Weights::load(&path, &config, DType::F32).unwrap_err().to_string();
+    let message = Weights::load(&path, &config, Device::Cpu, DType::F32).unwrap_err().to_string();
     assert!(
         message.contains("has shape [288, 16], but config.json makes it [16777216, 262144]"),
         "{message}"

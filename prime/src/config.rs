@@ -468,6 +468,11 @@ impl Config {
         Ok(())
     }
 
+    /// Where the models lie and compute.
+    pub fn device(&self) -> prime_runtime::Device {
+        prime_runtime::Device::parse(&self.device).unwrap_or_default()
+    }
+
     /// What the models compute in.
     pub fn dtype(&self) -> prime_runtime::DType {
         prime_runtime::DType::parse(&self.model.dtype).unwrap_or(prime_runtime::DType::F32)

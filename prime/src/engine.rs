@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use prime_model::{
     Activations, AdamW, Config as ModelConfig, Decoder, Gradients, Limits, Mode, Pack, Schedule,
-    Weights,
+    Upload, Weights, on_host,
 };
-use prime_runtime::{DType, Device, safetensors};
+use prime_runtime::{DType, Device, Tensor, View, ViewMut, safetensors};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,12 +31,13 @@ impl Sample<'_> {
     }
 }
 
-/// What a loss says of one micro-batch: the gradient with respect to each response token's log-probability, and to the entropy there.
+/// What a loss says of one micro-batch: the gradient with respect to each response token's log-probability, and to the entropy there. Both
+/// are float32 on the engine's device, and the loss writes all of them.
 pub struct TokenGradients<'a> {
-    /// (tokens), zero at first.
-    pub log_probs: &'a mut [f32],
-    /// (tokens), zero at first; looked at only when `uses_entropy` is set.
-    pub entropy: &'a mut [f32],
+    /// (tokens)
+    pub log_probs: ViewMut<'a>,
+    /// (tokens), to be written only where `uses_entropy` is set.
+    pub entropy: ViewMut<'a>,
     /// Whether the loss depends on the entropy.
     pub uses_entropy: bool,
 }
@@ -47,10 +48,32 @@ pub struct Scored<'a> {
     pub samples: Range<usize>,
     /// Where their tokens lie among those of all samples.
     pub tokens: Range<usize>,
-    /// Log-probability of each of these tokens.
-    pub log_probs: &'a [f32],
-    /// Entropy at each, nats.
-    pub entropy: &'a [f32],
+    /// Log-probability of each of these tokens, on the engine's device.
+    pub log_probs: View<'a>,
+    /// Entropy at each, nats, likewise.
+    pub entropy: View<'a>,
+    /// Where the loss puts what it reads besides.
+    pub inputs: &'a mut LossInputs,
+}
+
+/// Memory on the engine's device for what a loss reads beside the scores, planned for the largest micro-batch.
+pub struct LossInputs {
+    /// Three columns of up to as many numbers as the micro-batch has tokens.
+    pub columns: Upload<f32, 3>,
+    /// Where responses begin, and the end.
+    pub cu_seqlens: Upload<u32, 1>,
+    /// (samples): what the PRM's loss keeps of its way forward.
+    pub probabilities: Tensor,
+}
+
+impl LossInputs {
+    fn new(device: Device, tokens: usize) -> Result<Self> {
+        Ok(LossInputs {
+            columns: Upload::new(device, [tokens; 3])?,
+            cu_seqlens: Upload::new(device, [tokens + 1])?,
+            probabilities: Tensor::zeros(device, DType::F32, &[tokens])?,
+        })
+    }
 }
 
 /// A decoder with its buffers. The weights come with each call, so policy, PRM and reference of one shape share an engine.
@@ -58,8 +81,9 @@ pub struct Engine {
     decoder: Decoder,
     activations: Activations,
     pack: Pack,
-    d_log_probs: Vec<f32>,
-    d_entropy: Vec<f32>,
+    inputs: LossInputs,
+    d_log_probs: Tensor, // (tokens)
+    d_entropy: Tensor,   // (tokens)
 }
 
 impl Engine {
@@ -76,11 +100,12 @@ impl Engine {
     ) -> Result<Self> {
         let limits = Limits { tokens, picked: tokens };
         Ok(Engine {
-            decoder: Decoder::new(config, tokens)?,
+            decoder: Decoder::new(config, device, tokens)?,
             activations: Activations::new(config, device, dtype, limits, mode)?,
             pack: Pack::with_capacity(tokens, tokens),
-            d_log_probs: Vec::with_capacity(tokens),
-            d_entropy: Vec::with_capacity(tokens),
+            inputs: LossInputs::new(device, tokens)?,
+            d_log_probs: Tensor::zeros(device, DType::F32, &[tokens])?,
+            d_entropy: Tensor::zeros(device, DType::F32, &[tokens])?,
         })
     }
 
@@ -107,8 +132,8 @@ impl Engine {
         entropy: &mut Vec<f32>,
     ) -> Result<()> {
         self.each_micro_batch(weights, samples, temperature, |engine, _, tokens| {
-            log_probs.extend_from_slice(engine.activations.log_probs(tokens.len()));
-            entropy.extend_from_slice(engine.activations.entropy(tokens.len()));
+            log_probs.extend_from_slice(&on_host(engine.activations.log_probs(tokens.len()))?);
+            entropy.extend_from_slice(&on_host(engine.activations.entropy(tokens.len()))?);
             Ok(())
         })
     }
@@ -126,32 +151,30 @@ impl Engine {
         mut loss: impl FnMut(Scored<'_>, &mut TokenGradients<'_>) -> Result<()>,
     ) -> Result<()> {
         self.each_micro_batch(weights, samples, temperature, |engine, samples, tokens| {
+            let Engine { decoder, activations, pack, inputs, d_log_probs, d_entropy } = engine;
             let count = tokens.len();
-            for list in [&mut engine.d_log_probs, &mut engine.d_entropy] {
-                list.clear();
-                list.resize(count, 0.0);
-            }
             let mut d = TokenGradients {
-                log_probs: &mut engine.d_log_probs,
-                entropy: &mut engine.d_entropy,
+                log_probs: d_log_probs.head_mut(count),
+                entropy: d_entropy.head_mut(count),
                 uses_entropy: false,
             };
             let scored = Scored {
                 samples,
                 tokens,
-                log_probs: engine.activations.log_probs(count),
-                entropy: engine.activations.entropy(count),
+                log_probs: activations.log_probs(count),
+                entropy: activations.entropy(count),
+                inputs,
             };
             loss(scored, &mut d)?;
-            let uses_entropy = d.uses_entropy;
-            let d_entropy = uses_entropy.then_some(engine.d_entropy.as_slice());
-            engine.decoder.backward(
+            let d_entropy = d.uses_entropy.then(|| d_entropy.head(count));
+            let d_log_probs = d_log_probs.head(count);
+            decoder.backward(
                 weights,
-                &engine.pack,
+                pack,
                 temperature,
-                &engine.d_log_probs,
+                d_log_probs,
                 d_entropy,
-                &mut engine.activations,
+                activations,
                 gradients,
             )?;
             Ok(())

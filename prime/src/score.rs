@@ -3,8 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
-use prime_model::{Activations, Decoder, Limits, Mode, Pack};
-use prime_runtime::{DType, Device};
+use prime_model::{Activations, Decoder, Limits, Mode, Pack, on_host};
 
 use crate::trainer::Model;
 
@@ -129,8 +128,9 @@ impl Scorer {
             &mut self.activations,
         )?;
         let picked = self.pack.picked.len();
-        let mut log_probs = self.activations.log_probs(picked);
-        let mut entropy = self.activations.entropy(picked);
+        let log_probs = on_host::<f32>(self.activations.log_probs(picked))?;
+        let entropy = on_host::<f32>(self.activations.entropy(picked))?;
+        let (mut log_probs, mut entropy) = (&*log_probs, &*entropy);
         for sequence in sequences {
             let scored = sequence.scored.len();
             let taken = scored + usize::from(sequence.open_end);
@@ -145,8 +145,8 @@ impl Scorer {
 }
 
 fn plan(model: &Model, tokens: usize) -> Result<(Decoder, Activations)> {
-    let dtype: DType = model.weights.dtype();
+    let (device, dtype) = (model.weights.data().device(), model.weights.dtype());
     let limits = Limits { tokens, picked: tokens };
-    let activations = Activations::new(&model.config, Device::Cpu, dtype, limits, Mode::Score)?;
-    Ok((Decoder::new(&model.config, tokens)?, activations))
+    let activations = Activations::new(&model.config, device, dtype, limits, Mode::Score)?;
+    Ok((Decoder::new(&model.config, device, tokens)?, activations))
 }

@@ -53,7 +53,7 @@ pub fn prompts(config: &Config, model_folder: Option<&Path>) -> Result<Prompts> 
     Ok(Prompts::new(task, Arc::new(tokenizer), chat, limit, source))
 }
 
-/// A model of a Hugging Face folder, in the configuration's dtype, checked against the tokenizer.
+/// A model of a Hugging Face folder, on the configuration's device and in its dtype, checked against the tokenizer.
 ///
 /// # Errors
 /// When the folder is not a model that this program knows, or its vocabulary does not hold the tokenizer's.
@@ -61,7 +61,7 @@ pub fn load_model(config: &Config, folder: &Path, tokenizer: &Tokenizer) -> Resu
     ensure!(folder.is_dir(), "there is no model folder {}", folder.display());
     let model = ModelConfig::load(folder)?;
     tokenizer.check(&model).with_context(|| format!("{}", folder.display()))?;
-    let weights = Weights::load(folder, &model, config.dtype())?;
+    let weights = Weights::load(folder, &model, config.device(), config.dtype())?;
     Ok(Model { config: model, weights })
 }
 
@@ -84,7 +84,7 @@ pub fn base_model(config: &Config, prompts: &Prompts) -> Result<Model> {
         return load_model(config, Path::new(&config.model.path), prompts.tokenizer());
     }
     let model = new_config(config, prompts.tokenizer())?;
-    let weights = Weights::random(&model, config.dtype(), config.seed)?;
+    let weights = Weights::random(&model, config.dtype(), config.seed)?.to(config.device())?;
     Ok(Model { config: model, weights })
 }
 

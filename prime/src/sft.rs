@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use prime_model::{Mode, Weights};
+use prime_kernels::fill;
+use prime_model::{Mode, Weights, on_host};
 use prime_runtime::process::peak_memory_bytes;
 
 use crate::config::Config;
@@ -42,9 +43,8 @@ impl Sft {
     pub fn new(config: &Config, prompts: Prompts, model: Model) -> Result<Self> {
         let mode =
             if config.train.checkpoint_activations { Mode::TrainCheckpointed } else { Mode::Train };
-        let device = prime_runtime::Device::parse(&config.device)?;
-        let engine =
-            Engine::new(&model.config, device, config.dtype(), config.micro_batch_tokens(), mode)?;
+        let (device, dtype) = (config.device(), config.dtype());
+        let engine = Engine::new(&model.config, device, dtype, config.micro_batch_tokens(), mode)?;
         let learner = Learner::new(model.weights, &config.sft.optimizer, config.sft.steps)?;
         let (config, state) = (config.clone(), State::default());
         Ok(Sft { config, prompts, model_config: model.config, engine, learner, state })
@@ -89,10 +89,10 @@ impl Sft {
             targets + samples.iter().map(|sample| sample.prompt.len()).sum::<usize>();
         let mut loss = 0.0;
         let nll = |scored: Scored<'_>, d: &mut TokenGradients<'_>| {
-            loss -= scored.log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / targets as f64;
+            let log_probs = on_host::<f32>(scored.log_probs)?;
+            loss -= log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / targets as f64;
             ensure!(loss.is_finite(), "the loss is {loss}");
-            d.log_probs.fill(-1.0 / targets as f32);
-            Ok(())
+            Ok(fill::forward(d.log_probs.reborrow(), -1.0 / targets as f32)?)
         };
         self.engine.differentiate(
             &self.learner.weights,
@@ -163,8 +163,12 @@ impl Sft {
     /// When the checkpoint is not one of this configuration.
     pub fn restore(&mut self, folder: &Path) -> Result<()> {
         self.state = load_state(folder)?;
-        self.learner.weights =
-            Weights::load(&folder.join("policy"), &self.model_config, self.config.dtype())?;
+        self.learner.weights = Weights::load(
+            &folder.join("policy"),
+            &self.model_config,
+            self.config.device(),
+            self.config.dtype(),
+        )?;
         self.learner
             .optimizer_mut()
             .restore(&folder.join("trainer").join("policy.safetensors"), self.state.step)?;

@@ -122,8 +122,7 @@ impl Trainer {
         let mode =
             if config.train.checkpoint_activations { Mode::TrainCheckpointed } else { Mode::Train };
         let tokens = config.micro_batch_tokens();
-        let device = prime_runtime::Device::parse(&config.device)?;
-        let dtype = config.dtype();
+        let (device, dtype) = (config.device(), config.dtype());
         let model_config = policy.config.clone();
         let engine = Engine::new(&model_config, device, dtype, tokens, mode)?;
         let engine_for = |other: &ModelConfig, mode| -> Result<Option<Engine>> {
@@ -352,6 +351,7 @@ impl Trainer {
         sampled.accuracy /= f64::max(responses, 1.0);
         sampled.truncated /= f64::max(responses, 1.0);
         metrics_of_sampling(metrics, &sampled);
+        sampled.batch.device = self.config.device();
         Ok(sampled.batch)
     }
 
@@ -521,13 +521,14 @@ impl Trainer {
     /// When the checkpoint is not one of this configuration.
     pub fn restore(&mut self, folder: &Path) -> Result<()> {
         self.state = load_state(folder)?;
-        let dtype = self.config.dtype();
-        self.policy.weights = Weights::load(&folder.join("policy"), &self.model_config, dtype)?;
+        let (device, dtype) = (self.config.device(), self.config.dtype());
+        self.policy.weights =
+            Weights::load(&folder.join("policy"), &self.model_config, device, dtype)?;
         let moments = folder.join("trainer").join("policy.safetensors");
         self.policy.optimizer_mut().restore(&moments, self.state.policy_updates)?;
         if let Some(prm) = &mut self.prm {
             let config = prm.engine.as_ref().map_or(&self.model_config, Engine::config);
-            prm.learner.weights = Weights::load(&folder.join("prm"), config, dtype)?;
+            prm.learner.weights = Weights::load(&folder.join("prm"), config, device, dtype)?;
             let moments = folder.join("trainer").join("prm.safetensors");
             prm.learner.optimizer_mut().restore(&moments, self.state.prm_updates)?;
         }

@@ -622,6 +622,42 @@ fn a_gpu_that_is_not_there_is_a_sentence() {
     assert!(refused.contains("there is no device `cuda:x`; devices are `cpu`"), "{refused}");
 }
 
+#[test]
+fn a_device_that_there_is_not_is_refused_with_a_sentence() {
+    let model = qwen2();
+    let unknown = prime(&["train", "--device", "gpu"], "").expect(2);
+    assert!(unknown.err.contains("there is no device `gpu`"), "{}", unknown.err);
+    let unknown = prime(&["train", "--set", "device=cuda:x"], "").expect(2);
+    assert!(unknown.err.contains("there is no device `cuda:x`"), "{}", unknown.err);
+
+    // No machine has so many GPUs; one without any says what it looked for.
+    let far = "cuda:4000000000";
+    let plan = prime(&["plan", "--device", far], "").expect(0).out;
+    assert!(plan.contains("float32 on cuda:4000000000"), "{plan}");
+    assert!(plan.contains("activations") && plan.contains("the time is unknown: "), "{plan}");
+    let folder = tempfile::tempdir().unwrap();
+    let train = prime_in(folder.path(), &["train", "--device", far], "").expect(1);
+    assert!(train.err.starts_with("error: ") && train.err.lines().count() == 1, "{}", train.err);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "no run was begun");
+    for args in [
+        &["generate", "--model", &model, "--prompt", "x", "--device", far][..],
+        &["score", "--model", &model, "--input", "-", "--output", "-", "--device", far],
+        &["eval", "--model", &model, "--device", far],
+    ] {
+        let ran = prime(args, "").expect(1);
+        assert!(ran.err.contains("error: ") && ran.out.is_empty(), "{args:?}: {}", ran.err);
+    }
+}
+
+#[cfg(not(feature = "emulated"))]
+#[test]
+fn a_program_without_the_emulated_device_says_how_to_build_one_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let ran = prime_in(folder.path(), &["train", "--device", "emulated"], "").expect(1);
+    assert!(ran.err.contains("build it with `--features emulated`"), "{}", ran.err);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "no run was begun");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_reader_that_has_gone_is_no_failure() {

@@ -1,5 +1,6 @@
 //! Memory of the emulated device: it is reached by copies only, and remembers which bytes were written.
 
+use prime_runtime::safetensors::{File, Source, write};
 use prime_runtime::{DType, Device, Element, Plan, Tensor, View, bf16, emulated};
 
 fn counting(device: Device, dims: &[usize]) -> Tensor {
@@ -172,4 +173,38 @@ fn only_addresses_of_living_emulated_tensors_have_a_shadow() {
     drop(tensor);
     let again = Tensor::zeros(Device::Emulated, DType::F32, &[16]).unwrap();
     assert_eq!(emulated::shadow(again.view().address()).unwrap().bytes, 64);
+}
+
+#[test]
+fn tensors_of_a_device_are_written_to_files_and_read_from_them_piece_by_piece() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    // More than one piece, and the last of them not whole.
+    let rows = 700_001;
+    let tensor = counting(Device::Emulated, &[rows, 3]);
+    let spread = tensor.view().columns(1..3);
+    let scalar = counting(Device::Emulated, &[]);
+    let sources = [
+        Source::view("whole", tensor.view()),
+        Source::view("spread", spread),
+        Source::view_as("narrow", tensor.view(), DType::BF16),
+        Source::view("scalar", scalar.view()),
+    ];
+    write(&path, sources, &[]).unwrap();
+    let file = File::open(&path).unwrap();
+    let expected = tensor.to(Device::Cpu).unwrap();
+    assert_eq!(file.view("whole").unwrap().as_slice::<f32>(), expected.as_slice::<f32>());
+    assert_eq!(file.view("spread").unwrap().to_f32_vec(), spread.to_f32_vec());
+    assert_eq!(file.view("scalar").unwrap().to_f32_vec(), [0.0]);
+    for (name, dtype) in [("whole", DType::F32), ("whole", DType::BF16), ("narrow", DType::F32)] {
+        let mut host = Tensor::zeros(Device::Cpu, dtype, &[rows, 3]).unwrap();
+        let mut device = Tensor::zeros(Device::Emulated, dtype, &[rows, 3]).unwrap();
+        file.read_into(name, &mut host.view_mut()).unwrap();
+        file.read_into(name, &mut device.view_mut()).unwrap();
+        assert_eq!(device.view().to_f32_vec(), host.view().to_f32_vec(), "{name} as {dtype}");
+    }
+    let mut wide = counting(Device::Emulated, &[rows, 4]);
+    file.read_into("spread", &mut wide.view_mut().into_columns(1..3)).unwrap();
+    assert_eq!(wide.view().columns(1..3).to_f32_vec(), spread.to_f32_vec());
+    assert_eq!(wide.view().rows(1..2).columns(3..4).to_f32_vec(), [7.0]);
 }

@@ -12,7 +12,7 @@ use prime_model::{
     Activations, AdamW, AdamWSettings, Architecture, Config, Decoder, GenerationLimits, Generator,
     Gradients, Limits, Mode, Pack, Request, RopeScaling, Sampling, Weights,
 };
-use prime_runtime::{DType, Device};
+use prime_runtime::{DType, Device, View};
 
 struct Counting;
 
@@ -94,7 +94,7 @@ const PACKS: [&[(usize, usize)]; 7] = [
 /// Forward, backward with an entropy bonus, and update, over packs refilled in place.
 fn training_steps(architecture: Architecture, dtype: DType, mode: Mode) {
     let config = config(architecture);
-    let decoder = Decoder::new(&config, TOKENS).unwrap();
+    let decoder = Decoder::new(&config, Device::Cpu, TOKENS).unwrap();
     let limits = Limits { tokens: TOKENS, picked: TOKENS };
     let mut activations = Activations::new(&config, Device::Cpu, dtype, limits, mode).unwrap();
     let mut weights = Weights::random(&config, dtype, 1).unwrap();
@@ -117,7 +117,8 @@ fn training_steps(architecture: Architecture, dtype: DType, mode: Mode) {
             pack.push_response(&text[..prompt], &text[..response]);
         }
         decoder.forward(&weights, &pack, 0.9, &mut activations).unwrap();
-        let d = &d[..pack.picked.len()];
+        let picked = pack.picked.len();
+        let d = View::from_slice(&d[..picked], &[picked]);
         decoder
             .backward(&weights, &pack, 0.9, d, Some(d), &mut activations, &mut gradients)
             .unwrap();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use prime::run::folder::RunFolder;
 use prime_model::{Config as ModelConfig, Tokenizer, Weights, folder};
-use prime_runtime::{DType, checkpoint};
+use prime_runtime::{DType, Device, checkpoint};
 use prime_tests::runs;
 
 /// The test that a child process runs.
@@ -126,7 +126,7 @@ fn a_damaged_checkpoint_is_named_by_its_file() {
 fn broken_model(into: &Path) -> String {
     let source = fixture("qwen2-tied");
     let config = ModelConfig::load(&source).unwrap();
-    let mut weights = Weights::load(&source, &config, DType::F32).unwrap();
+    let mut weights = Weights::load(&source, &config, Device::Cpu, DType::F32).unwrap();
     let last = weights.layout().final_norm.start;
     weights.data_mut().as_mut_slice::<f32>()[last] = f32::NAN;
     let path = into.join("broken");
@@ -265,7 +265,7 @@ fn models_and_tokenizers_that_do_not_belong_together_are_refused_before_anything
     let path = models.path().join("model");
     let source = fixture("qwen2-tied");
     let model = ModelConfig::load(&source).unwrap();
-    let weights = Weights::load(&source, &model, DType::F32).unwrap();
+    let weights = Weights::load(&source, &model, Device::Cpu, DType::F32).unwrap();
     folder::save(&path, &model, &weights, folder::Companions::None).unwrap();
     let many: String = (0..400).map(|i| char::from_u32(0x4e00 + i).unwrap()).collect();
     folder_of(&format!("0123456789+-*=()? \n;:,.abcdefghijklmnopqrstuvwxyz{many}"), &path);

@@ -121,6 +121,7 @@ pub const CODE: &[&Code] = &[
     &crate::rms_norm::CODE,
     &crate::rope::CODE,
     &crate::scan::CODE,
+    &crate::scatter::CODE,
     &crate::swiglu::CODE,
 ];
 

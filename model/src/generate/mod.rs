@@ -4,18 +4,20 @@
 //! tokens. The kernels and their reduction orders are those of training, so the log-probability that a sample is reported with is the one
 //! that [`crate::Decoder::forward`] computes for it, bit for bit, whatever else was in the batch.
 
+mod linear;
 mod pass;
 
 use std::sync::Arc;
 
-use prime_kernels::matmul::{Layout as Product, Packed};
 use prime_kernels::{embedding, gather, rms_norm, sample};
-use prime_runtime::{DType, Device, Tensor, View};
+use prime_runtime::{DType, Device, Tensor};
 
 use crate::decoder::Sizes;
+use crate::transfer::fetch;
 use crate::{Config, Error, Layout, Result, Weights, rope_tables};
 
-use pass::{Buffers, PackedLayer, Step, copy_rows, layer_forward, plan_buffers};
+use linear::{LayerLinears, Linear};
+use pass::{Buffers, Drawn, Step, StepUpload, copy_rows, layer_forward, plan_buffers};
 
 /// How a sample is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,27 +99,29 @@ struct Active {
     drawn: Completion,
 }
 
-/// A model ready to generate: packed weights, caches and buffers.
+/// A model ready to generate on the device of its weights: these, on the host with their matrices packed, caches and buffers.
 pub struct Generator {
     config: Config,
     layout: Arc<Layout>,
     limits: GenerationLimits,
     weights: Weights,
-    packed: Vec<PackedLayer>,
-    head: Packed,
+    layers: Vec<LayerLinears>,
+    head: Linear,
     cos: Tensor,
     sin: Tensor,
     keys: Vec<Tensor>,   // a layer: (slots * positions, kv_heads * head_dim)
     values: Vec<Tensor>, // likewise
     buffers: Buffers,
     step: Step,
+    upload: StepUpload,
+    drawn: Drawn,
     /// The prompt whose keys and values the first rows of a slot hold.
     resident: Vec<Option<Arc<[u32]>>>,
     active: Vec<Option<Active>>,
 }
 
 impl Generator {
-    /// Packs the weights and reserves caches and buffers.
+    /// Takes the weights over, packs them where the device gains by it, and reserves caches and buffers on that device.
     ///
     /// # Errors
     /// When a limit is 0 or the device has not enough memory.
@@ -127,27 +131,16 @@ impl Generator {
                 "generation needs at least one slot, one position and as many tokens a step as slots, got {limits:?}"
             )));
         }
-        let dtype = weights.data().dtype();
-        let (cos, sin) = rope_tables(config, limits.positions)?;
+        let (device, dtype) = (weights.data().device(), weights.dtype());
+        let (cos, sin) = rope_tables(config, device, limits.positions)?;
         let layout = weights.layout().clone();
         let sizes = Sizes::new(config, limits.step_tokens);
-        let pack = |range: &std::ops::Range<usize>, dims: [usize; 2]| {
-            Packed::new(weights.view(range, &dims), Product::NT)
-        };
-        let mut packed = Vec::with_capacity(config.num_layers);
-        for layer in &layout.layers {
-            packed.push(PackedLayer {
-                qkv: pack(&layer.qkv, [sizes.qkv(), sizes.hidden])?,
-                output: pack(&layer.output, [sizes.hidden, sizes.q()])?,
-                gate_up: pack(&layer.gate_up, [2 * sizes.intermediate, sizes.hidden])?,
-                down: pack(&layer.down, [sizes.hidden, sizes.intermediate])?,
-            });
-        }
-        let head = pack(&layout.lm_head, [config.vocab_size, sizes.hidden])?;
-        let mut own = Weights::zeros(config, Device::Cpu, dtype)?;
+        let layers = layout.layers.iter().map(|layer| LayerLinears::new(weights, layer, sizes));
+        let layers = layers.collect::<Result<_>>()?;
+        let head = Linear::new(weights, &layout.lm_head, [config.vocab_size, sizes.hidden])?;
+        let mut own = Weights::zeros(config, device, dtype)?;
         prime_kernels::cast::forward(own.data_mut().view_mut(), weights.data().view())?;
-        let cache =
-            || Tensor::zeros(Device::Cpu, dtype, &[limits.slots * limits.positions, sizes.kv()]);
+        let cache = || Tensor::zeros(device, dtype, &[limits.slots * limits.positions, sizes.kv()]);
         let keys = (0..config.num_layers).map(|_| cache()).collect::<prime_runtime::Result<_>>()?;
         let values =
             (0..config.num_layers).map(|_| cache()).collect::<prime_runtime::Result<_>>()?;
@@ -156,45 +149,41 @@ impl Generator {
             layout,
             limits,
             weights: own,
-            packed,
+            layers,
             head,
             cos,
             sin,
             keys,
             values,
-            buffers: Buffers::new(config, dtype, limits)?,
+            buffers: Buffers::new(config, device, dtype, limits)?,
             step: Step::default(),
+            upload: StepUpload::new(device, limits)?,
+            drawn: Drawn::new(device, limits),
             resident: vec![None; limits.slots],
             active: (0..limits.slots).map(|_| None).collect(),
         })
     }
 
-    /// Bytes of packed weights, caches and buffers for a configuration.
-    pub fn bytes(config: &Config, dtype: DType, limits: GenerationLimits) -> usize {
+    /// Bytes of weights, caches and buffers for a configuration on a device.
+    pub fn bytes(config: &Config, device: Device, dtype: DType, limits: GenerationLimits) -> usize {
         let sizes = Sizes::new(config, limits.step_tokens);
         let cache =
             2 * config.num_layers * limits.slots * limits.positions * sizes.kv() * dtype.size();
-        let weights = 2 * Layout::new(config).elements * dtype.size();
+        let copies = if device == Device::Cpu { 2 } else { 1 };
+        let weights = copies * Layout::new(config).elements * dtype.size();
         cache + weights + plan_buffers(config, dtype, limits).0.bytes()
     }
 
-    /// Takes over new weights of the same model.
+    /// Takes over new weights of the same model, from the same device.
     ///
     /// # Errors
     /// When they have another dtype or size.
     pub fn load_weights(&mut self, weights: &Weights) -> Result<()> {
-        let sizes = Sizes::new(&self.config, 0);
         prime_kernels::cast::forward(self.weights.data_mut().view_mut(), weights.data().view())?;
-        for (packed, layer) in self.packed.iter_mut().zip(&self.layout.layers) {
-            packed.qkv.repack(weights.view(&layer.qkv, &[sizes.qkv(), sizes.hidden]))?;
-            packed.output.repack(weights.view(&layer.output, &[sizes.hidden, sizes.q()]))?;
-            packed
-                .gate_up
-                .repack(weights.view(&layer.gate_up, &[2 * sizes.intermediate, sizes.hidden]))?;
-            packed.down.repack(weights.view(&layer.down, &[sizes.hidden, sizes.intermediate]))?;
+        for layer in &mut self.layers {
+            layer.load(weights)?;
         }
-        self.head
-            .repack(weights.view(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]))?;
+        self.head.load(weights)?;
         // What the caches hold was computed with the old weights.
         self.resident.fill(None);
         Ok(())
@@ -244,10 +233,10 @@ impl Generator {
         while finished < requests.len() {
             self.step.clear();
             self.feed_active(requests);
-            self.admit(requests, &mut waiting);
+            self.admit(requests, &mut waiting)?;
             self.forward()?;
             let before = finished;
-            finished += self.collect(requests, stop, watch, &mut completions);
+            finished += self.collect(requests, stop, watch, &mut completions)?;
             if finished > before {
                 progress(finished);
             }
@@ -295,14 +284,14 @@ impl Generator {
 
     /// Lets waiting requests into free slots while the step has room. Samples of one prompt wait until it has been computed once, then copy it;
     /// others pass them by.
-    fn admit(&mut self, requests: &[Request], waiting: &mut Vec<usize>) {
+    fn admit(&mut self, requests: &[Request], waiting: &mut Vec<usize>) -> Result<()> {
         let mut index = 0;
         while index < waiting.len() && self.step.tokens.len() < self.limits.step_tokens {
             if self.active.iter().all(Option::is_some) {
-                return;
+                break;
             }
             let prompt = requests[waiting[index]].prompt.clone();
-            match self.place(&prompt) {
+            match self.place(&prompt)? {
                 None => index += 1,
                 Some((slot, cached)) => {
                     let request = waiting.remove(index);
@@ -314,16 +303,17 @@ impl Generator {
                 }
             }
         }
+        Ok(())
     }
 
     /// A free slot for a prompt, and how many of its tokens are cached there; none while another slot is still computing the prompt.
-    fn place(&mut self, prompt: &Arc<[u32]>) -> Option<(usize, usize)> {
+    fn place(&mut self, prompt: &Arc<[u32]>) -> Result<Option<(usize, usize)>> {
         let same = |other: &Arc<[u32]>| Arc::ptr_eq(other, prompt) || other == prompt;
         let computing = |(active, resident): (&Option<Active>, &Option<_>)| {
             resident.is_none() && active.as_ref().is_some_and(|active| same(&active.prompt))
         };
         if self.active.iter().zip(&self.resident).any(computing) {
-            return None;
+            return Ok(None);
         }
         let free = |slot: &usize| self.active[*slot].is_none();
         let source = self.resident.iter().position(|resident| resident.as_ref().is_some_and(same));
@@ -332,13 +322,14 @@ impl Generator {
         let slot = source
             .filter(free)
             .or_else(|| slots().find(|&slot| self.resident[slot].is_none()))
-            .or_else(|| slots().next())?;
+            .or_else(|| slots().next());
+        let Some(slot) = slot else { return Ok(None) };
         self.resident[slot] = None;
-        let Some(source) = source else { return Some((slot, 0)) };
+        let Some(source) = source else { return Ok(Some((slot, 0))) };
         // The last token of the prompt is fed again: the draw needs its hidden state.
         let cached = prompt.len() - 1;
-        self.copy_prefix(source, slot, cached);
-        Some((slot, cached))
+        self.copy_prefix(source, slot, cached)?;
+        Ok(Some((slot, cached)))
     }
 
     fn feed(&mut self, slot: usize, count: usize, requests: &[Request]) {
@@ -372,17 +363,13 @@ impl Generator {
         });
     }
 
-    fn copy_prefix(&mut self, from: usize, to: usize, count: usize) {
+    fn copy_prefix(&mut self, from: usize, to: usize, count: usize) -> Result<()> {
         if from == to {
-            return;
+            return Ok(());
         }
         let (from, to) = (from * self.limits.positions, to * self.limits.positions);
-        for cache in self.keys.iter_mut().chain(&mut self.values) {
-            match cache.dtype() {
-                DType::BF16 => copy_rows::<prime_runtime::bf16>(cache, from, to, count),
-                _ => copy_rows::<f32>(cache, from, to, count),
-            }
-        }
+        let mut caches = self.keys.iter_mut().chain(&mut self.values);
+        caches.try_for_each(|cache| copy_rows(cache, from, to, count))
     }
 
     /// Takes the drawn tokens over; returns how many samples ended.
@@ -392,21 +379,22 @@ impl Generator {
         stop: &[u32],
         watch: &mut dyn FnMut(usize, u32) -> bool,
         completions: &mut [Option<Completion>],
-    ) -> usize {
+    ) -> Result<usize> {
         let count = self.step.drawn_slots.len();
-        let tokens = self.buffers.tokens.head(count);
-        let log_probs = self.buffers.log_probs.head(count);
-        let entropy = self.buffers.entropy.head(count);
+        let tokens: &[u32] = fetch(self.buffers.tokens.head(count), &mut self.drawn.tokens)?;
+        let log_probs: &[f32] =
+            fetch(self.buffers.log_probs.head(count), &mut self.drawn.log_probs)?;
+        let entropy: &[f32] = fetch(self.buffers.entropy.head(count), &mut self.drawn.entropy)?;
         let mut ended = 0;
         for (row, &slot) in self.step.drawn_slots.iter().enumerate() {
             let Some(active) = &mut self.active[slot] else { continue };
             if self.resident[slot].is_none() {
                 self.resident[slot] = Some(active.prompt.clone());
             }
-            let token = tokens.as_slice::<u32>()[row];
+            let token = tokens[row];
             active.drawn.tokens.push(token);
-            active.drawn.log_probs.push(log_probs.as_slice::<f32>()[row]);
-            active.drawn.entropy.push(entropy.as_slice::<f32>()[row]);
+            active.drawn.log_probs.push(log_probs[row]);
+            active.drawn.entropy.push(entropy[row]);
             let drawn = active.drawn.tokens.len();
             let full = !watch(active.request, token)
                 || drawn >= requests[active.request].max_new_tokens
@@ -419,31 +407,29 @@ impl Generator {
                 ended += 1;
             }
         }
-        ended
+        Ok(ended)
     }
 
     /// One pass of the ragged batch through the model, and the draws.
     fn forward(&mut self) -> Result<()> {
         let step = &self.step;
+        self.upload.send(step)?;
+        let lists = self.upload.views(step);
         let tokens = step.tokens.len();
         let sizes = Sizes::new(&self.config, tokens);
         let buffers = &mut self.buffers;
         let table =
             self.weights.view(&self.layout.embedding, &[self.config.vocab_size, sizes.hidden]);
-        embedding::forward(
-            buffers.stream.head_mut(tokens),
-            View::from_slice(&step.tokens, &[tokens]),
-            table,
-        )?;
-        for (index, packed) in self.packed.iter().enumerate() {
+        embedding::forward(buffers.stream.head_mut(tokens), lists.tokens, table)?;
+        for (index, linears) in self.layers.iter().enumerate() {
             let caches = (&mut self.keys[index], &mut self.values[index]);
             let tables = (&self.cos, &self.sin);
             layer_forward(
                 &self.config,
                 &self.weights,
                 index,
-                packed,
-                step,
+                linears,
+                lists,
                 tables,
                 caches,
                 sizes,
@@ -454,8 +440,11 @@ impl Generator {
         if picked == 0 {
             return Ok(());
         }
-        let rows = View::from_slice(&step.picked, &[picked]);
-        gather::forward(buffers.picked.head_mut(picked), buffers.stream.head(tokens), rows)?;
+        gather::forward(
+            buffers.picked.head_mut(picked),
+            buffers.stream.head(tokens),
+            lists.picked,
+        )?;
         rms_norm::forward(
             buffers.picked_normed.head_mut(picked),
             buffers.rstd.head_mut(picked),
@@ -463,14 +452,13 @@ impl Generator {
             self.weights.view(&self.layout.final_norm, &[sizes.hidden]),
             self.config.rms_norm_eps,
         )?;
-        sample::forward(
+        self.head.sample(
             buffers.tokens.head_mut(picked),
             buffers.log_probs.head_mut(picked),
             buffers.entropy.head_mut(picked),
             buffers.picked_normed.head(picked),
-            &self.head,
+            &self.weights,
             &step.rows,
-        )?;
-        Ok(())
+        )
     }
 }

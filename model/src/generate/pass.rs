@@ -2,22 +2,15 @@
 
 use std::ops::Range;
 
-use prime_kernels::attention;
-use prime_kernels::matmul::{self, Epilogue, Packed};
-use prime_kernels::{rms_norm, rope, sample, swiglu};
-use prime_runtime::{DType, Device, Element, Plan, Slot, Tensor, View, ViewMut, bf16};
+use prime_kernels::matmul::Epilogue;
+use prime_kernels::{attention, rms_norm, rope, sample, scatter, swiglu};
+use prime_runtime::{DType, Device, Plan, Slot, Tensor, View};
 
 use super::GenerationLimits;
+use super::linear::LayerLinears;
 use crate::decoder::{Sizes, attention_scale, bias, norm_heads};
+use crate::transfer::Upload;
 use crate::{Config, Result, Weights};
-
-/// A layer's matrices in the order in which the kernels read them.
-pub(super) struct PackedLayer {
-    pub(super) qkv: Packed,
-    pub(super) output: Packed,
-    pub(super) gate_up: Packed,
-    pub(super) down: Packed,
-}
 
 /// Buffers of a step, for `step_tokens` tokens and `slots` drawn rows.
 pub(super) struct Buffers {
@@ -65,13 +58,62 @@ impl Step {
     }
 }
 
+/// A step's lists as kernels read them.
+#[derive(Clone, Copy)]
+pub(super) struct StepViews<'a> {
+    pub(super) tokens: View<'a>,     // (tokens)
+    pub(super) positions: View<'a>,  // (tokens)
+    pub(super) cache_rows: View<'a>, // (tokens)
+    pub(super) spans: View<'a>,      // (sequences, 4)
+    pub(super) picked: View<'a>,     // (drawn)
+}
+
+/// Where the lists of steps go on a device.
+pub(super) struct StepUpload(Upload<u32, 5>);
+
+impl StepUpload {
+    pub(super) fn new(device: Device, limits: GenerationLimits) -> Result<Self> {
+        let (tokens, slots) = (limits.step_tokens, limits.slots);
+        Ok(StepUpload(Upload::new(device, [tokens, tokens, tokens, 4 * slots, slots])?))
+    }
+
+    pub(super) fn send(&mut self, step: &Step) -> Result<()> {
+        self.0.send(lists(step))
+    }
+
+    /// The lists of the step that was sent last.
+    pub(super) fn views<'a>(&'a self, step: &'a Step) -> StepViews<'a> {
+        let [tokens, positions, cache_rows, spans, picked] = self.0.views(lists(step));
+        let spans = spans.reshape(&[spans.dim(0) / 4, 4]);
+        StepViews { tokens, positions, cache_rows, spans, picked }
+    }
+}
+
+fn lists(step: &Step) -> [&[u32]; 5] {
+    [&step.tokens, &step.positions, &step.cache_rows, &step.spans, &step.picked]
+}
+
+/// Where drawn tokens come from a device; the host reads its own where they are.
+pub(super) struct Drawn {
+    pub(super) tokens: Vec<u32>,
+    pub(super) log_probs: Vec<f32>,
+    pub(super) entropy: Vec<f32>,
+}
+
+impl Drawn {
+    pub(super) fn new(device: Device, limits: GenerationLimits) -> Self {
+        let count = if device == Device::Cpu { 0 } else { limits.slots };
+        Drawn { tokens: vec![0; count], log_probs: vec![0.0; count], entropy: vec![0.0; count] }
+    }
+}
+
 /// A layer over the new tokens: their keys and values join the caches, and attention reads those.
 pub(super) fn layer_forward(
     config: &Config,
     weights: &Weights,
     index: usize,
-    packed: &PackedLayer,
-    step: &Step,
+    linears: &LayerLinears,
+    lists: StepViews<'_>,
     (cos, sin): (&Tensor, &Tensor),
     (keys, values): (&mut Tensor, &mut Tensor),
     sizes: Sizes,
@@ -92,10 +134,10 @@ pub(super) fn layer_forward(
     };
     normed(&mut buffers.normed, &mut buffers.rstd, &buffers.stream, &layer.input_norm)?;
     let epilogue = Epilogue { bias: bias(weights, layer.qkv_bias.as_ref()), ..Epilogue::default() };
-    matmul::forward_packed(
+    linears.qkv.forward(
         buffers.qkv.head_mut(tokens),
         buffers.normed.head(tokens),
-        &packed.qkv,
+        weights,
         epilogue,
     )?;
     let (q_end, k_end) = (sizes.q(), sizes.q() + sizes.kv());
@@ -129,22 +171,17 @@ pub(super) fn layer_forward(
             qk.head_mut(tokens)
         }
     };
-    rope::forward(
-        sizes.as_heads_mut(rotated),
-        View::from_slice(&step.positions, &[tokens]),
-        cos.view(),
-        sin.view(),
-    )?;
+    rope::forward(sizes.as_heads_mut(rotated), lists.positions, cos.view(), sin.view())?;
     let raw = buffers.qkv.head(tokens);
     let rotated = buffers.qk.as_ref().map_or(raw, |qk| qk.head(tokens));
-    write_cache(keys.view_mut(), rotated.columns(q_end..k_end), &step.cache_rows);
-    write_cache(values.view_mut(), raw.columns(k_end..sizes.qkv()), &step.cache_rows);
+    scatter::forward(keys.view_mut(), rotated.columns(q_end..k_end), lists.cache_rows)?;
+    scatter::forward(values.view_mut(), raw.columns(k_end..sizes.qkv()), lists.cache_rows)?;
     attention::decode(
         sizes.as_heads_mut(buffers.attended.head_mut(tokens)),
         sizes.as_heads(rotated.columns(0..q_end)),
         sizes.as_heads(keys.view()),
         sizes.as_heads(values.view()),
-        View::from_slice(&step.spans, &[step.spans.len() / 4, 4]),
+        lists.spans,
         attention_scale(config),
     )?;
     let epilogue = Epilogue {
@@ -152,42 +189,32 @@ pub(super) fn layer_forward(
         residual: Some(buffers.stream.head(tokens)),
         ..Epilogue::default()
     };
-    matmul::forward_packed(
+    linears.output.forward(
         buffers.middle.head_mut(tokens),
         buffers.attended.head(tokens),
-        &packed.output,
+        weights,
         epilogue,
     )?;
     normed(&mut buffers.normed, &mut buffers.rstd, &buffers.middle, &layer.post_norm)?;
     let (gate_up, input) = (buffers.gate_up.head_mut(tokens), buffers.normed.head(tokens));
-    matmul::forward_packed(gate_up, input, &packed.gate_up, Epilogue::default())?;
+    linears.gate_up.forward(gate_up, input, weights, Epilogue::default())?;
     swiglu::forward(buffers.activated.head_mut(tokens), buffers.gate_up.head(tokens))?;
     let epilogue = Epilogue { residual: Some(buffers.middle.head(tokens)), ..Epilogue::default() };
-    matmul::forward_packed(
+    linears.down.forward(
         buffers.stream.head_mut(tokens),
         buffers.activated.head(tokens),
-        &packed.down,
+        weights,
         epilogue,
-    )?;
-    Ok(())
+    )
 }
 
-pub(super) fn copy_rows<E: Element>(cache: &mut Tensor, from: usize, to: usize, count: usize) {
-    let width = cache.dims()[1];
-    cache.as_mut_slice::<E>().copy_within(from * width..(from + count) * width, to * width);
-}
-
-/// Puts each new row where the cache keeps it.
-pub(super) fn write_cache(mut cache: ViewMut<'_>, rows: View<'_>, places: &[u32]) {
-    pub(super) fn write<E: Element>(cache: &mut ViewMut<'_>, rows: View<'_>, places: &[u32]) {
-        for (i, &place) in places.iter().enumerate() {
-            cache.row_mut::<E>(place as usize).copy_from_slice(rows.row(i));
-        }
-    }
-    match rows.dtype() {
-        DType::BF16 => write::<bf16>(&mut cache, rows, places),
-        _ => write::<f32>(&mut cache, rows, places),
-    }
+/// Copies rows of a cache to others of it; the two ranges do not overlap.
+pub(super) fn copy_rows(cache: &mut Tensor, from: usize, to: usize, count: usize) -> Result<()> {
+    let (low, high) = (from.min(to), from.max(to));
+    let (head, tail) = cache.view_mut().split_at_row(high);
+    let (low, high) = (head.into_rows(low..low + count), tail.into_rows(0..count));
+    let (mut target, source) = if to < from { (low, high) } else { (high, low) };
+    Ok(target.copy_from(source.as_view())?)
 }
 
 pub(super) fn plan_buffers(
@@ -228,9 +255,14 @@ pub(super) fn plan_buffers(
 }
 
 impl Buffers {
-    pub(super) fn new(config: &Config, dtype: DType, limits: GenerationLimits) -> Result<Self> {
+    pub(super) fn new(
+        config: &Config,
+        device: Device,
+        dtype: DType,
+        limits: GenerationLimits,
+    ) -> Result<Self> {
         let (plan, slots) = plan_buffers(config, dtype, limits);
-        let mut memory = plan.allocate(Device::Cpu)?;
+        let mut memory = plan.allocate(device)?;
         let mut slots = slots.into_iter();
         let mut take = || memory.take(slots.next().expect("as many slots as fields"));
         Ok(Buffers {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use prime_model::{GenerationLimits, Generator};
+use prime_runtime::Device;
 use serde::Serialize;
 
 use super::files::{self, Output};
@@ -81,6 +82,9 @@ pub(super) struct EvalArgs {
     /// Fixes the draws and the intervals [default: the configuration's, 1]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly) [default: the configuration's, cpu]
+    #[arg(long, value_name = "DEVICE", value_parser = values::device)]
+    device: Option<Device>,
     /// What the model computes in [default: the configuration's, float32]
     #[arg(long, value_enum)]
     dtype: Option<Precision>,
@@ -134,6 +138,9 @@ impl EvalArgs {
         config.eval.temperature = self.temperature.unwrap_or(config.eval.temperature);
         config.rollout.max_new_tokens = or(self.max_new_tokens, config.rollout.max_new_tokens);
         config.seed = self.seed.unwrap_or(config.seed);
+        if let Some(device) = self.device {
+            config.device = device.to_string();
+        }
         if let Some(dtype) = self.dtype {
             config.model.dtype = dtype.dtype().name().to_string();
         }
@@ -162,7 +169,7 @@ fn evaluate_tasks(args: &EvalArgs, mut config: Config) -> Result<()> {
     let folder = models::of_run_or_itself(&args.model)?;
     let tokenizer = models::tokenizer(&folder)?;
     let mut details = args.output.as_deref().map(Output::create).transpose()?;
-    let model = models::load(&folder, &tokenizer, config.dtype())?;
+    let model = models::load(&folder, &tokenizer, config.device(), config.dtype())?;
     let most = model.config.max_position_embeddings;
     let max_new_tokens = config.rollout.max_new_tokens;
     ensure!(

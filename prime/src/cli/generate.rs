@@ -9,6 +9,7 @@ use clap::Args;
 use prime_model::{
     ChatTemplate, Completion, Finish, GenerationLimits, Generator, Message, Request, Tokenizer,
 };
+use prime_runtime::Device;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -74,6 +75,9 @@ pub(super) struct GenerateArgs {
     /// Go on after the tokens that end a text, up to --max-new-tokens
     #[arg(long)]
     ignore_eos: bool,
+    /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = values::device)]
+    device: Device,
     /// What the model computes in
     #[arg(long, value_enum, default_value = "float32")]
     dtype: Precision,
@@ -108,7 +112,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let tokenizer = models::tokenizer(&folder)?;
     let prompts = prompts(args, &folder, &tokenizer)?;
     let mut output = Output::create(&args.output)?;
-    let model = models::load(&folder, &tokenizer, args.dtype.dtype())?;
+    let model = models::load(&folder, &tokenizer, args.device, args.dtype.dtype())?;
     let requests = requests(args, &prompts, &model)?;
     let mut stop = model.config.eos_token_ids.clone();
     stop.extend(tokenizer.eos_id());

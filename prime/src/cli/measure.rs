@@ -7,7 +7,7 @@ use prime_kernels::matmul::{self, Epilogue, Layout};
 use prime_kernels::{cast, fill};
 use prime_runtime::{DType, Device, Tensor};
 
-/// Operations a second of a linear layer's product: m rows through an n x k weight.
+/// Operations a second of a linear layer's product on the host: m rows through an n x k weight.
 pub(super) fn matmul_rate(
     m: usize,
     n: usize,
@@ -15,11 +15,27 @@ pub(super) fn matmul_rate(
     dtype: DType,
     time: Duration,
 ) -> Result<f64> {
-    let (a, b) = (filled(&[m, k], dtype)?, filled(&[n, k], dtype)?);
-    let mut out = Tensor::zeros(Device::Cpu, dtype, &[m, n])?;
+    matmul_rate_on(Device::Cpu, [m, n, k], dtype, time)
+}
+
+/// [`matmul_rate`] on a device, each product waited for.
+pub(super) fn matmul_rate_on(
+    device: Device,
+    [m, n, k]: [usize; 3],
+    dtype: DType,
+    time: Duration,
+) -> Result<f64> {
+    let (a, b) = (filled(device, &[m, k], dtype)?, filled(device, &[n, k], dtype)?);
+    let mut out = Tensor::zeros(device, dtype, &[m, n])?;
     let seconds = best(time, || {
         let epilogue = Epilogue::default();
-        Ok(matmul::forward(out.view_mut(), a.view(), b.view(), Layout::NT, epilogue)?)
+        matmul::forward(out.view_mut(), a.view(), b.view(), Layout::NT, epilogue)?;
+        // A copy to the host waits for the device.
+        if device != Device::Cpu {
+            let element = out.view().rows(0..1).columns(0..1);
+            std::hint::black_box(element.to_f32_vec());
+        }
+        Ok(())
     })?;
     Ok(2.0 * (m * n * k) as f64 / seconds)
 }
@@ -27,14 +43,14 @@ pub(super) fn matmul_rate(
 /// Bytes a second of copying `bytes` bytes, read and written.
 pub(super) fn copy_rate(bytes: usize, time: Duration) -> Result<f64> {
     let count = bytes / 4;
-    let from = filled(&[count], DType::F32)?;
-    let mut to = filled(&[count], DType::F32)?;
+    let from = filled(Device::Cpu, &[count], DType::F32)?;
+    let mut to = filled(Device::Cpu, &[count], DType::F32)?;
     let seconds = best(time, || Ok(cast::forward(to.view_mut(), from.view())?))?;
     Ok(2.0 * (4 * count) as f64 / seconds)
 }
 
-fn filled(dims: &[usize], dtype: DType) -> Result<Tensor> {
-    let mut tensor = Tensor::zeros(Device::Cpu, dtype, dims)?;
+fn filled(device: Device, dims: &[usize], dtype: DType) -> Result<Tensor> {
+    let mut tensor = Tensor::zeros(device, dtype, dims)?;
     fill::forward(tensor.view_mut(), 0.5)?;
     Ok(tensor)
 }

@@ -4,16 +4,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use prime_model::{Config, Tokenizer, Weights};
-use prime_runtime::DType;
+use prime_runtime::{DType, Device};
 
 use crate::trainer::Model;
 
-/// Loads the model of a Hugging Face folder.
-pub(super) fn load(folder: &Path, tokenizer: &Tokenizer, dtype: DType) -> Result<Model> {
+/// Loads the model of a Hugging Face folder to a device.
+pub(super) fn load(
+    folder: &Path,
+    tokenizer: &Tokenizer,
+    device: Device,
+    dtype: DType,
+) -> Result<Model> {
     check(folder)?;
+    prime_kernels::device::check(device)?;
     let config = Config::load(folder)?;
     tokenizer.check(&config)?;
-    let weights = Weights::load(folder, &config, dtype)?;
+    let weights = Weights::load(folder, &config, device, dtype)?;
     Ok(Model { config, weights })
 }
 

@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use prime_model::{Activations, Config as ModelConfig, Generator, Layout, Limits, Mode};
-use prime_runtime::{DType, process};
+use prime_runtime::{DType, Device, cuda, process};
 
-use super::measure::matmul_rate;
+use super::measure::matmul_rate_on;
 use super::train::SettingsArgs;
-use super::{Failure, files, in_pool, models};
+use super::{Failure, files, in_pool, models, values};
 use crate::config::{Config, Reference};
 use crate::prompts::Prompts;
 use crate::setup;
@@ -22,7 +22,7 @@ use work::{Lengths, Work};
 /// Show what a run takes before running it: parameters, memory, work, time
 ///
 /// Memory is listed by use, as a run lays it out; nothing of it is reserved. Work is counted from the products of matrices and the
-/// attention of each stage; the time is that work at the rate at which this machine multiplies matrices of the model's size, measured now.
+/// attention of each stage; the time is that work at the rate at which the device multiplies matrices of the model's size, measured now.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -35,10 +35,14 @@ pub(super) struct PlanArgs {
     /// A model folder to start from, of which config.json is read [default: the configuration's model.path]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly) [default: the configuration's, cpu]
+    #[arg(long, value_name = "DEVICE", value_parser = values::device)]
+    device: Option<Device>,
 }
 
 pub(super) fn run(args: PlanArgs, threads: Option<usize>) -> Result<(), Failure> {
-    let config = args.settings.load(&[])?;
+    let device: Vec<String> = args.device.iter().map(|device| format!("device={device}")).collect();
+    let config = args.settings.load(&device)?;
     in_pool(Some(threads.unwrap_or(config.threads)), || {
         let outline = match &args.model {
             Some(folder) => Outline::of_folder(&config, folder)?,
@@ -111,13 +115,14 @@ impl Outline {
 /// What a run takes.
 pub(super) struct Plan {
     policy: ModelConfig,
+    device: Device,
     dtype: DType,
     has_sft: bool,
     /// Name, bytes during SFT, bytes during RL.
     memory: Vec<(&'static str, usize, usize)>,
     work: Work,
-    /// Operations a second of a product of the policy's size here.
-    rate: f64,
+    /// Operations a second of a product of the policy's size on the device; or why they cannot be measured here.
+    rate: std::result::Result<f64, String>,
 }
 
 impl Plan {
@@ -125,18 +130,23 @@ impl Plan {
     pub(super) fn of(config: &Config, outline: &Outline) -> Result<Plan> {
         let policy = &outline.policy;
         // As large as the policy's products, within what takes a moment.
-        let (rows, n, k) = (
+        let product = [
             config.micro_batch_tokens().min(1024),
             (2 * policy.intermediate_size).min(4096),
             policy.hidden_size.min(2048),
-        );
+        ];
+        let (device, dtype) = (config.device(), config.dtype());
+        let rate = prime_kernels::device::check(device)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| matmul_rate_on(device, product, dtype, Duration::from_millis(300)));
         Ok(Plan {
             policy: policy.clone(),
-            dtype: config.dtype(),
+            device,
+            dtype,
             has_sft: config.sft.steps > 0,
             memory: memory(config, outline),
             work: Work::of(config, outline),
-            rate: matmul_rate(rows, n, k, config.dtype(), Duration::from_millis(300))?,
+            rate: rate.map_err(|error| format!("{error:#}")),
         })
     }
 }
@@ -167,7 +177,7 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
     let size = dtype.size();
     let kv = outline.policy.num_kv_heads * outline.policy.head_dim;
     let cache = 2 * outline.policy.num_layers * limits.slots * limits.positions * kv * size;
-    let generation = Generator::bytes(&outline.policy, dtype, limits);
+    let generation = Generator::bytes(&outline.policy, config.device(), dtype, limits);
     vec![
         ("policy: weights", policy * size, policy * size),
         ("policy: master weights", policy * master, policy * master),
@@ -181,7 +191,7 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
         ("start of the run to compare with", 0, compared * size),
         ("activations", shared, shared + separate),
         ("generation: KV cache", 0, cache),
-        ("generation: packed weights, buffers", 0, generation - cache),
+        ("generation: weights of its own, buffers", 0, generation - cache),
     ]
 }
 
@@ -200,7 +210,13 @@ impl fmt::Display for Plan {
             model.intermediate_size,
             model.vocab_size
         )?;
-        writeln!(f, "parameters: {}, in {}\n", grouped(model.parameters()), self.dtype)?;
+        writeln!(
+            f,
+            "parameters: {}, in {} on {}\n",
+            grouped(model.parameters()),
+            self.dtype,
+            self.device
+        )?;
         self.write_memory(f)?;
         writeln!(f)?;
         self.write_work(f)
@@ -234,11 +250,20 @@ impl Plan {
         }
         row("together", &mib(sft_total), &mib(rl_total))?;
         let needed = if self.has_sft { sft_total.max(rl_total) } else { rl_total };
-        match process::memory() {
-            Some(memory) if needed as u64 > memory.available => writeln!(
+        let free = match self.device {
+            Device::Cuda(number) => cuda::memory(number).ok().map(|(free, _)| free as u64),
+            _ => process::memory().map(|memory| memory.available),
+        };
+        match free {
+            Some(free) if needed as u64 > free => writeln!(
                 f,
-                "this machine has {} MiB free: it will not fit. Lower train.micro_batch_tokens or rollout.slots, set train.checkpoint_activations, or take bfloat16",
-                memory.available >> 20
+                "{} has {} MiB free: it will not fit. Lower train.micro_batch_tokens or rollout.slots, set train.checkpoint_activations, or take bfloat16",
+                if self.device == Device::Cpu {
+                    "this machine".to_string()
+                } else {
+                    self.device.to_string()
+                },
+                free >> 20
             ),
             _ => Ok(()),
         }
@@ -249,23 +274,27 @@ impl Plan {
         writeln!(f, "{:<24} {:>8} {:>14} {:>12}", "work", "steps", "GFLOP a step", "seconds")?;
         let mut total = 0.0;
         for stage in self.work.stages.iter().filter(|stage| stage.steps > 0) {
-            let seconds = stage.steps as f64 * stage.flops / self.rate;
-            total += seconds;
+            let seconds = self.rate.as_ref().map(|rate| stage.steps as f64 * stage.flops / rate);
+            total += seconds.as_ref().unwrap_or(&0.0);
             writeln!(
                 f,
                 "{:<24} {:>8} {:>14.2} {:>12}",
                 stage.name,
                 stage.steps,
                 stage.flops / 1e9,
-                rounded(seconds)
+                seconds.map_or("unknown".to_string(), rounded)
             )?;
         }
+        let rate = match &self.rate {
+            Ok(rate) => rate / 1e9,
+            Err(reason) => return writeln!(f, "\nthe time is unknown: {reason}"),
+        };
         writeln!(f, "{:<24} {:>8} {:>14} {:>12}", "together", "", "", rounded(total))?;
         writeln!(
             f,
             "\nat {:.1} GFLOP/s, which a product of this model's size reaches here. Everything but products (attention's memory\n\
             traffic, norms, optimiser, drawing, grading, evaluation) comes on top: expect a multiple for small models.",
-            self.rate / 1e9
+            rate
         )
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use prime_model::Tokenizer;
-use prime_runtime::DType;
+use prime_runtime::{DType, Device};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -52,6 +52,9 @@ pub(super) struct ScoreArgs {
     /// Where to write; - writes to standard output. A file appears whole, or not at all
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
+    /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = values::device)]
+    device: Device,
     /// What the models compute in
     #[arg(long, value_enum, default_value = "float32")]
     dtype: Precision,
@@ -122,10 +125,10 @@ impl Models {
         let dtype: DType = args.dtype.dtype();
         let folder = models::of_run_or_itself(&args.model)?;
         let tokenizer = models::tokenizer(&folder)?;
-        let policy = Scorer::new(models::load(&folder, &tokenizer, dtype)?)?;
+        let policy = Scorer::new(models::load(&folder, &tokenizer, args.device, dtype)?)?;
         let other = |folder: &PathBuf| -> Result<Scorer> {
             tokenizer.check_same(&models::tokenizer(folder)?)?;
-            Scorer::new(models::load(folder, &tokenizer, dtype)?)
+            Scorer::new(models::load(folder, &tokenizer, args.device, dtype)?)
         };
         let prm = match &args.prm {
             None => None,

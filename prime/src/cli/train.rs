@@ -5,8 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use prime_runtime::Device;
 
-use super::{Failure, files, in_pool, misuse, plan, say};
+use super::{Failure, files, in_pool, misuse, plan, say, values};
 use crate::config::{Config, TaskName};
 use crate::run::folder::RunFolder;
 use crate::run::{self, End, interrupt};
@@ -27,6 +28,7 @@ Examples:
   prime train
   prime train --out runs/long --set train.steps=200 --set train.compare=false
   prime train --config mine.toml --seed 3 --dry-run
+  prime train --device cuda --set model.dtype=bfloat16
   prime train --resume --out runs/long
 
 In the run's folder: config.toml (every setting, as resolved), metrics.jsonl and TensorBoard
@@ -48,6 +50,9 @@ pub(super) struct RunArgs {
     /// Fixes every random choice: two runs of one seed on one machine end with the same bits
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seed: Option<u64>,
+    /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly) [default: the configuration's, cpu]
+    #[arg(long, value_name = "DEVICE", value_parser = values::device)]
+    device: Option<Device>,
     /// The run's folder [default: runs/TASK-TIME; with --resume, the newest in runs/]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -99,6 +104,7 @@ pub(super) fn start(
     stages: Stages,
 ) -> Result<(), Failure> {
     overrides.extend(args.seed.map(|seed| format!("seed={seed}")));
+    overrides.extend(args.device.map(|device| format!("device={device}")));
     overrides.extend(threads.map(|threads| format!("threads={threads}")));
     if args.resume {
         return resume(args, overrides, stages);
@@ -113,6 +119,7 @@ pub(super) fn start(
         if args.dry_run {
             return dry_run(&config, &outline);
         }
+        prime_kernels::device::check(config.device())?;
         let path = args.out.unwrap_or_else(|| new_folder(&config));
         let folder = RunFolder::create(&path, &config)?;
         say(&format!("the run's folder is {}", path.display()));
@@ -139,6 +146,7 @@ fn resume(args: RunArgs, overrides: Vec<String>, stages: Stages) -> Result<(), F
         if args.dry_run {
             return dry_run(&config, &plan::Outline::of_run(&config)?);
         }
+        prime_kernels::device::check(config.device())?;
         say(&format!("going on with {}", path.display()));
         train(&config, folder, stages)
     })

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use prime_model::Sampling;
-use prime_runtime::DType;
+use prime_runtime::{DType, Device};
 
 /// What a model computes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -23,6 +23,11 @@ impl Precision {
             Precision::Bfloat16 => DType::BF16,
         }
     }
+}
+
+/// The name of a device. Whether this machine has it is found out by whoever uses it.
+pub(super) fn device(text: &str) -> Result<Device, String> {
+    Device::parse(text).map_err(|error| error.to_string())
 }
 
 /// How samples are drawn, apart from the temperature.
@@ -101,6 +106,8 @@ mod tests {
         }
         assert!(positive_temperature("0").unwrap_err().contains("0.001 to 100"));
         assert!(top_p("0").is_err() && top_p("1") == Ok(1.0));
+        assert_eq!(device("cuda:1"), Ok(Device::Cuda(1)));
+        assert!(device("gpu").unwrap_err().contains("`cuda:N`"));
         assert!(min_p("1.1").is_err() && beta("0").is_err() && beta("nan").is_err());
     }
 }

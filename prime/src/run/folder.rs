@@ -17,6 +17,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use prime_runtime::Device;
 use prime_runtime::checkpoint::{self, FolderLock};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -247,6 +248,16 @@ impl RunFolder {
     }
 }
 
+/// Whether two devices compute with the same kernels: GPUs do, whatever their numbers. Host, GPU and emulated device round differently,
+/// and a run begun on one would go on with the bits of neither.
+fn same_kind(old: &toml::Value, new: &toml::Value) -> bool {
+    let kind = |device: &toml::Value| {
+        let device = device.as_str().and_then(|name| Device::parse(name).ok());
+        device.map(|device| std::mem::discriminant(&device))
+    };
+    kind(old) == kind(new)
+}
+
 /// The settings in which two configurations differ, apart from those that may.
 fn differences(old: &Config, new: &Config) -> Result<Vec<String>> {
     fn walk(old: &toml::Value, new: &toml::Value, path: &str, found: &mut Vec<String>) {
@@ -259,6 +270,7 @@ fn differences(old: &Config, new: &Config) -> Result<Vec<String>> {
                     }
                 }
             }
+            _ if path == "device" && same_kind(old, new) => {}
             _ if old != new && !FREE.contains(&path) => {
                 found.push(format!("{path} was {old}, now {new}"))
             }
@@ -300,6 +312,18 @@ mod tests {
             .to_string();
         assert!(message.contains("prm.beta was 0.5, now 0.25"), "{message}");
         assert!(RunFolder::resume(folder.path(), Some(&config(&["train.keep=7"]))).is_ok());
+    }
+
+    #[test]
+    fn a_run_may_go_on_with_another_gpu_but_not_with_another_kind_of_device() {
+        let differ = |old: &str, new: &str| {
+            let [old, new] = [old, new].map(|device| config(&[&format!("device={device}")]));
+            differences(&old, &new).unwrap()
+        };
+        assert!(differ("cuda", "cuda:0").is_empty());
+        assert!(differ("cuda:1", "cuda:0").is_empty());
+        assert_eq!(differ("cpu", "cuda"), ["device was \"cpu\", now \"cuda\""]);
+        assert_eq!(differ("emulated", "cuda").len(), 1);
     }
 
     #[test]

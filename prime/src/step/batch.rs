@@ -7,6 +7,7 @@ use std::io::Write;
 use std::ops::Range;
 
 use anyhow::{Result, bail, ensure};
+use prime_runtime::Device;
 use serde::Serialize;
 
 use crate::engine::Sample;
@@ -38,6 +39,8 @@ pub struct Response {
 /// A ragged batch of rollouts. Per-token columns hold the responses end to end, cut by `cu_seqlens`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rollouts {
+    /// Which device runs operations on the columns, which lie on the host.
+    pub device: Device,
     /// The prompts, each with its contiguous range of responses.
     pub groups: Vec<Group>,
     /// Where each response begins in the per-token columns, and the end: (responses + 1).
@@ -73,6 +76,7 @@ pub struct Rollouts {
 impl Default for Rollouts {
     fn default() -> Self {
         Rollouts {
+            device: Device::Cpu,
             groups: Vec::new(),
             cu_seqlens: vec![0],
             outcomes: Vec::new(),

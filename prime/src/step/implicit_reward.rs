@@ -90,7 +90,7 @@ pub fn process_rewards(batch: &Rollouts, settings: &Settings) -> Result<Vec<f32>
 
     batch.column("process_rewards", &rewards)?;
     if process_norm == ProcessNorm::BatchNorm {
-        let returns = reverse_scan(&rewards, &batch.cu_seqlens, 1.0)?;
+        let returns = reverse_scan(batch, &rewards, 1.0)?;
         let greatest = returns.iter().fold(0.0_f32, |greatest, x| greatest.max(x.abs()));
         let divisor = f64::from(greatest) + 1e-6;
         for reward in &mut rewards {

@@ -72,6 +72,9 @@ macro_rules! named {
     };
 }
 
+use prime_model::Upload;
+use prime_runtime::{DType, Tensor};
+
 pub mod accuracy;
 pub mod advantage;
 pub mod aggregate;
@@ -101,17 +104,15 @@ named! {
     }
 }
 
-/// out\[t\] = x\[t\] + discount * out\[t + 1\] within each response.
-fn reverse_scan(x: &[f32], cu_seqlens: &[u32], discount: f64) -> anyhow::Result<Vec<f32>> {
-    use prime_runtime::{View, ViewMut};
-    let mut out = vec![0.0_f32; x.len()];
-    prime_kernels::scan::forward(
-        ViewMut::from_slice(&mut out, &[x.len()]),
-        View::from_slice(x, &[x.len()]),
-        View::from_slice(cu_seqlens, &[cu_seqlens.len()]),
-        discount as f32,
-    )?;
-    Ok(out)
+/// out\[t\] = x\[t\] + discount * out\[t + 1\] within each response of a batch, on its device.
+fn reverse_scan(batch: &Rollouts, x: &[f32], discount: f64) -> anyhow::Result<Vec<f32>> {
+    let device = batch.device;
+    let mut out = Tensor::zeros(device, DType::F32, &[x.len()])?;
+    let mut columns = Upload::new(device, [x.len()])?;
+    let mut cu_seqlens = Upload::new(device, [batch.cu_seqlens.len()])?;
+    let ([x], [cu_seqlens]) = (columns.place([x])?, cu_seqlens.place([&batch.cu_seqlens])?);
+    prime_kernels::scan::forward(out.view_mut(), x, cu_seqlens, discount as f32)?;
+    Ok(out.view().to_vec()?)
 }
 
 /// Cuts `responses` into `count` consecutive minibatches whose sizes differ by at most one; fewer where there are not

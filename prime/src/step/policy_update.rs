@@ -2,8 +2,8 @@
 
 use anyhow::{Result, ensure};
 use prime_kernels::policy_loss::{self, Clip};
+use prime_model::on_host;
 use prime_runtime::random::{Generator as Random, Stream};
-use prime_runtime::{View, ViewMut};
 
 use super::{Aggregation, Rollouts};
 use crate::engine::{Engine, Learner, Sample, Scored, TokenGradients};
@@ -83,22 +83,26 @@ pub fn policy_update(
             };
             let (old, advantages) = (part_of(old), part_of(advantages));
             let mut new = Vec::with_capacity(old.len());
+            let mut d_entropy: Vec<f32> = Vec::new();
             let loss = |scores: Scored<'_>, d: &mut TokenGradients<'_>| -> Result<()> {
-                let (tokens, count) = (scores.tokens.clone(), scores.tokens.len());
-                let view = |values| View::from_slice(values, &[count]);
-                let (scored, old) = (view(scores.log_probs), view(&old[tokens.clone()]));
-                let (advantages, weights) =
-                    (view(&advantages[tokens.clone()]), view(&weights[tokens.clone()]));
+                let tokens = scores.tokens.clone();
+                let token_weights = &weights[tokens.clone()];
+                let [old, advantages, weights] = scores.inputs.columns.place([
+                    &old[tokens.clone()],
+                    &advantages[tokens],
+                    token_weights,
+                ])?;
+                let scored = scores.log_probs;
                 let part = policy_loss::forward(scored, old, advantages, weights, settings.clip)?;
                 ensure!(part.loss.is_finite(), "the policy's loss is {}", part.loss);
                 statistics.loss += part.loss;
                 statistics.clipped += part.clipped;
                 statistics.kl += part.kl;
                 statistics.tokens += part.tokens;
-                entropy_sum += scores.entropy.iter().map(|&x| f64::from(x)).sum::<f64>();
-                let d_log_probs = ViewMut::from_slice(d.log_probs, &[count]);
+                let entropy = on_host::<f32>(scores.entropy)?;
+                entropy_sum += entropy.iter().map(|&x| f64::from(x)).sum::<f64>();
                 policy_loss::backward(
-                    d_log_probs,
+                    d.log_probs.reborrow(),
                     scored,
                     old,
                     advantages,
@@ -107,11 +111,11 @@ pub fn policy_update(
                 )?;
                 if settings.entropy_coef != 0.0 {
                     d.uses_entropy = true;
-                    for (d, weight) in d.entropy.iter_mut().zip(weights.as_slice::<f32>()) {
-                        *d = -settings.entropy_coef * weight;
-                    }
+                    d_entropy.clear();
+                    d_entropy.extend(token_weights.iter().map(|w| -settings.entropy_coef * w));
+                    d.entropy.write(&d_entropy)?;
                 }
-                new.extend_from_slice(scores.log_probs);
+                new.extend_from_slice(&on_host(scored)?);
                 Ok(())
             };
             engine.differentiate(

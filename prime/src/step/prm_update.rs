@@ -2,10 +2,10 @@
 
 use anyhow::{Result, ensure};
 use prime_kernels::prm_loss;
-use prime_runtime::{View, ViewMut};
+use prime_model::on_host;
 
 use super::Rollouts;
-use crate::engine::{Engine, Learner, Sample, Scored, TokenGradients, Update};
+use crate::engine::{Engine, Learner, LossInputs, Sample, Scored, TokenGradients, Update};
 
 /// How the PRM is updated.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,6 @@ pub fn prm_update(
     let beta = settings.beta as f32;
     let (mut scored, mut loss_sum) = (Vec::with_capacity(reference.len()), 0.0);
     let mut update = None;
-    let mut probabilities = vec![0.0f32; batch.len()];
     for epoch in 0..settings.epochs {
         for minibatch in super::minibatches(batch.len(), settings.minibatches) {
             let responses = minibatch.len();
@@ -58,13 +57,14 @@ pub fn prm_update(
                     .iter()
                     .map(|&offset| offset - batch.cu_seqlens[rows.start])
                     .collect();
-                let cu_seqlens = View::from_slice(&cu_seqlens, &[rows.len() + 1]);
-                let outcomes = View::from_slice(&batch.outcomes[rows.clone()], &[rows.len()]);
-                let probabilities = &mut probabilities[rows.clone()];
+                let LossInputs { columns, cu_seqlens: offsets, probabilities } = scores.inputs;
+                let [cu_seqlens] = offsets.place([&cu_seqlens])?;
+                let [reference, outcomes, _] =
+                    columns.place([&reference[tokens], &batch.outcomes[rows.clone()], &[]])?;
                 let share = prm_loss::forward(
-                    ViewMut::from_slice(probabilities, &[rows.len()]),
-                    View::from_slice(scores.log_probs, &[tokens.len()]),
-                    View::from_slice(&reference[tokens.clone()], &[tokens.len()]),
+                    probabilities.head_mut(rows.len()),
+                    scores.log_probs,
+                    reference,
                     outcomes,
                     cu_seqlens,
                     beta,
@@ -72,12 +72,12 @@ pub fn prm_update(
                 )?;
                 ensure!(share.is_finite(), "the PRM's loss is {share}");
                 if epoch == 0 {
-                    scored.extend_from_slice(scores.log_probs);
+                    scored.extend_from_slice(&on_host(scores.log_probs)?);
                     loss_sum += share * responses as f64;
                 }
                 prm_loss::backward(
-                    ViewMut::from_slice(d.log_probs, &[tokens.len()]),
-                    View::from_slice(probabilities, &[rows.len()]),
+                    d.log_probs.reborrow(),
+                    probabilities.head(rows.len()),
                     outcomes,
                     cu_seqlens,
                     beta,

@@ -7,7 +7,10 @@ use memmap2::Mmap;
 
 use super::header::{Entry, Header};
 use super::{Dtype, shown};
-use crate::{DType, Element, Error, MAX_RANK, Result, View, ViewMut, bf16, f16};
+use crate::{DType, Device, Element, Error, MAX_RANK, Result, View, ViewMut, bf16, f16};
+
+/// Elements that are converted at once on their way to a device.
+const CHUNK: usize = 1 << 20;
 
 /// A safetensors file, mapped into memory and checked as a whole.
 ///
@@ -85,11 +88,12 @@ impl File {
         self.tensor(name)?.view()
     }
 
-    /// Copies a float tensor into `output`, converting between the float types; values are rounded to nearest even.
+    /// Copies a float tensor into `output`, on whatever device, converting between the float types; values are rounded to
+    /// nearest even. What needs no conversion goes from the mapped file straight to the device.
     ///
     /// # Errors
-    /// A sentence when there is no such tensor, its dimensions are not those of `output`, or one of the two is not
-    /// of a float type.
+    /// A sentence when there is no such tensor, its dimensions are not those of `output`, one of the two is not
+    /// of a float type, or the device fails.
     pub fn read_into(&self, name: &str, output: &mut ViewMut<'_>) -> Result<()> {
         let tensor = self.float_tensor(name)?;
         if tensor.dims != output.dims() {
@@ -107,18 +111,11 @@ impl File {
             DType::F32 => copy::<f32>(tensor, output),
             DType::BF16 => copy::<bf16>(tensor, output),
             DType::F16 => copy::<f16>(tensor, output),
-            DType::U32 => {
-                return Err(Error::format(
-                    &self.path,
-                    format!(
-                        "tensor {} is {}, but was to be read as U32",
-                        shown(name),
-                        tensor.dtype
-                    ),
-                ));
-            }
+            DType::U32 => Err(Error::format(
+                &self.path,
+                format!("tensor {} is {}, but was to be read as U32", shown(name), tensor.dtype),
+            )),
         }
-        Ok(())
     }
 
     /// The elements of a float tensor as `f32`, in a new vector.
@@ -188,18 +185,48 @@ impl<'a> TensorInfo<'a> {
 }
 
 /// Copies a float tensor into a view of its shape.
-fn copy<E: Element>(tensor: TensorInfo<'_>, output: &mut ViewMut<'_>) {
+fn copy<E: Element>(tensor: TensorInfo<'_>, output: &mut ViewMut<'_>) -> Result<()> {
+    if output.device() != Device::Cpu {
+        return send::<E>(tensor, output);
+    }
     if output.is_contiguous() {
         convert(tensor, output.as_mut_slice::<E>());
-        return;
+        return Ok(());
     }
     let rows = output.dim(0);
     if rows == 0 || tensor.bytes.is_empty() {
-        return;
+        return Ok(());
     }
     for (row, bytes) in tensor.bytes.chunks_exact(tensor.bytes.len() / rows).enumerate() {
         convert(TensorInfo { bytes, ..tensor }, output.row_mut::<E>(row));
     }
+    Ok(())
+}
+
+/// [`copy`] to a device: as it lies in the file, or converted chunk by chunk.
+fn send<E: Element>(tensor: TensorInfo<'_>, output: &mut ViewMut<'_>) -> Result<()> {
+    if tensor.dtype.as_dtype() == Some(E::DTYPE)
+        && let Some(view) = tensor.view()
+    {
+        return output.copy_from(view);
+    }
+    let elements = tensor.elements();
+    // Spread rows cannot be cut anywhere: they are small parts of a buffer, and are converted at once.
+    let at_once = if output.is_contiguous() { elements.min(CHUNK) } else { elements };
+    let mut values = vec![E::zeroed(); at_once];
+    if at_once == elements {
+        convert(tensor, &mut values);
+        return output.write(&values);
+    }
+    let size = tensor.bytes.len() / elements;
+    let mut flat = output.reborrow().into_shape(&[elements]);
+    for (chunk, bytes) in tensor.bytes.chunks(CHUNK * size).enumerate() {
+        let values = &mut values[..bytes.len() / size];
+        convert(TensorInfo { bytes, ..tensor }, values);
+        let start = chunk * CHUNK;
+        flat.reborrow().into_rows(start..start + values.len()).write(values)?;
+    }
+    Ok(())
 }
 
 /// Converts as many elements of a float tensor as `output` holds. The bytes may be unaligned.

@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use super::header::METADATA;
 use super::{Dtype, MAX_HEADER_BYTES, shown};
 use crate::checkpoint::{AtomicFile, atomic_write};
-use crate::{DType, Element, Error, Result, View, bf16, f16};
+use crate::{DType, Device, Element, Error, Result, View, bf16, f16};
+
+/// Elements that are copied at once from a device.
+const CHUNK: usize = 1 << 20;
 
 type Give<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a>;
 
@@ -39,12 +42,12 @@ impl<'a> Source<'a> {
         Self::stream(name, dtype, dims, move |output| output.write_all(bytes))
     }
 
-    /// A view on the host, in its own dtype.
+    /// A view on whatever device, in its own dtype. From a device other than the host it is copied piece by piece.
     pub fn view(name: impl Into<String>, view: View<'a>) -> Self {
         Self::view_as(name, view, view.dtype())
     }
 
-    /// A view on the host, converted to `dtype` while it is written, rounded to nearest even.
+    /// A view on whatever device, converted to `dtype` while it is written, rounded to nearest even.
     pub fn view_as(name: impl Into<String>, view: View<'a>, dtype: DType) -> Self {
         Self::stream(name, dtype.into(), view.dims(), move |output| match view.dtype() {
             DType::F32 => give_view::<f32>(view, dtype, output),
@@ -61,10 +64,24 @@ impl<'a> Source<'a> {
 }
 
 fn give_view<E: Element>(view: View<'_>, dtype: DType, output: &mut dyn Write) -> io::Result<()> {
+    if view.device() != Device::Cpu {
+        return give_device::<E>(view, dtype, output);
+    }
     if view.is_contiguous() {
         return give_row(view.as_slice::<E>(), dtype, output);
     }
     (0..view.dim(0)).try_for_each(|row| give_row(view.row::<E>(row), dtype, output))
+}
+
+fn give_device<E: Element>(view: View<'_>, dtype: DType, output: &mut dyn Write) -> io::Result<()> {
+    let view = if view.dims().is_empty() { view.reshape(&[1]) } else { view };
+    let rows = view.dim(0);
+    let at_once = (CHUNK * rows).checked_div(view.elements()).unwrap_or(1).max(1);
+    for start in (0..rows).step_by(at_once) {
+        let part = view.rows(start..rows.min(start + at_once));
+        give_row(&part.to_vec::<E>().map_err(io::Error::other)?, dtype, output)?;
+    }
+    Ok(())
 }
 
 fn give_row<E: Element>(row: &[E], dtype: DType, output: &mut dyn Write) -> io::Result<()> {

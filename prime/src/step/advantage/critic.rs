@@ -30,7 +30,7 @@ pub(super) fn gae(batch: &Rollouts, settings: &Settings) -> Result<Advantages> {
         }
     }
     let discount = settings.process_gamma * settings.gae_lambda;
-    let advantages = reverse_scan(&deltas, &batch.cu_seqlens, discount)?;
+    let advantages = reverse_scan(batch, &deltas, discount)?;
     let returns = advantages.iter().zip(values).map(|(a, v)| a + v).collect();
     Ok(Advantages { advantages: whiten(&advantages), returns })
 }

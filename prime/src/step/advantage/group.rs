@@ -95,7 +95,7 @@ fn returns(
                 centred[t] = centre.of(f64::from(rewards[t])) as f32;
             }
         }
-        sums = reverse_scan(&centred, &batch.cu_seqlens, settings.process_gamma)?;
+        sums = reverse_scan(batch, &centred, settings.process_gamma)?;
     }
     for (group, centre) in batch.groups.iter().zip(outcomes) {
         for i in group.responses.clone() {

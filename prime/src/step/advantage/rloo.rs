@@ -64,7 +64,7 @@ fn process_returns(batch: &Rollouts, settings: &Settings) -> Result<Vec<f32>> {
             }
         }
     }
-    reverse_scan(&centred, &batch.cu_seqlens, settings.process_gamma)
+    reverse_scan(batch, &centred, settings.process_gamma)
 }
 
 /// How many other responses the baseline of each response of a group is a mean of.
