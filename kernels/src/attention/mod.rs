@@ -15,9 +15,12 @@ use crate::arguments;
 
 pub mod check;
 mod cpu;
+mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use cuda::CODE;
 
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +70,8 @@ impl Span {
 /// Attention of every token over its own sequence.
 ///
 /// # Errors
-/// When shapes or dtypes disagree, `heads` is not a multiple of `kv_heads`, or `cu_seqlens` is not cumulative.
+/// When shapes or dtypes disagree, `heads` is not a multiple of `kv_heads`, `scale` is not positive, or `cu_seqlens` (where the host holds it) is not
+/// cumulative; elsewhere than on the host when a head has more than 256 elements.
 pub fn forward(
     out: ViewMut<'_>,
     lse: ViewMut<'_>,
@@ -90,12 +94,13 @@ pub fn forward(
     check_storage(operation, q, &[("k", k), ("v", v), ("out", out.as_view())])?;
     arguments::dtype::<f32>(operation, "lse", lse.as_view())?;
     arguments::dtype::<u32>(operation, "cu_seqlens", cu_seqlens)?;
+    check_scale(&dims, scale)?;
     match q.device() {
         Device::Cpu => {
             check_cumulative(&dims, cu_seqlens)?;
             cpu::forward(out, lse, q, k, v, cu_seqlens, scale, mask)
         }
-        device => Err(arguments::no_version(operation, device)),
+        _ => cuda::forward(out, lse, q, k, v, cu_seqlens, scale, mask),
     }
 }
 
@@ -136,12 +141,13 @@ pub fn backward(
     check_storage(operation, q, &gradients)?;
     arguments::dtype::<f32>(operation, "lse", lse)?;
     arguments::dtype::<u32>(operation, "cu_seqlens", cu_seqlens)?;
+    check_scale(&dims, scale)?;
     match q.device() {
         Device::Cpu => {
             check_cumulative(&dims, cu_seqlens)?;
             cpu::backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask)
         }
-        device => Err(arguments::no_version(operation, device)),
+        _ => cuda::backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask),
     }
 }
 
@@ -152,7 +158,7 @@ pub fn backward(
 /// The rows in `q` of one span come after those of the span before; rows of `out` in no span keep their values.
 ///
 /// # Errors
-/// When shapes or dtypes disagree, or a span is out of bounds or overlaps the one before.
+/// As for [`forward`], or when a span (where the host holds them) is out of bounds or overlaps the one before.
 pub fn decode(
     out: ViewMut<'_>,
     q: View<'_>,
@@ -174,12 +180,13 @@ pub fn decode(
     }
     check_storage(operation, q, &[("keys", keys), ("values", values), ("out", out.as_view())])?;
     arguments::dtype::<u32>(operation, "spans", spans)?;
+    check_scale(&dims, scale)?;
     match q.device() {
         Device::Cpu => {
             check_spans(&dims, spans)?;
             cpu::decode(out, q, keys, values, spans, scale)
         }
-        device => Err(arguments::no_version(operation, device)),
+        _ => cuda::decode(out, q, keys, values, spans, scale),
     }
 }
 
@@ -194,6 +201,14 @@ fn check_heads(dims: &NamedDims) -> Result<()> {
         return dims.fail("`head_dim` is 0, expected at least 1".to_owned());
     }
     Ok(())
+}
+
+/// Largest scores are looked for before they are scaled.
+fn check_scale(dims: &NamedDims, scale: f32) -> Result<()> {
+    if scale > 0.0 && scale.is_finite() {
+        return Ok(());
+    }
+    dims.fail(format!("`scale` is {scale}, expected a positive number"))
 }
 
 /// All of one storage type, which is float32 or bfloat16.

@@ -95,7 +95,9 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "pointers.cuh",
     "prelude.cuh",
     "rows.cuh",
+    "sequences.cuh",
     "threads.cuh",
+    "tiles.cuh",
     "tma.cuh",
     "types.cuh",
     "wgmma.cuh",
@@ -110,6 +112,7 @@ pub const fn emulated_available() -> bool {
 /// The device code of all rooms.
 pub const CODE: &[&Code] = &[
     &crate::adamw::CODE,
+    &crate::attention::CODE,
     &crate::cast::CODE,
     &crate::embedding::CODE,
     &crate::fill::CODE,
