@@ -100,6 +100,15 @@ impl Case {
         if self.random.below(2) == 0 { columns } else { columns.next_multiple_of(8) }
     }
 
+    /// Rows and columns of a matrix, the columns as from [`Case::columns`]; now and then few rows of more elements than the threads that share a
+    /// row on a device take at once.
+    pub fn shape(&mut self, most_rows: u32, most_columns: u32) -> (usize, usize) {
+        match self.random.below(24) {
+            0 => (self.random.below(3) as usize, self.columns(20_000)),
+            _ => (self.random.below(most_rows) as usize, self.columns(most_columns)),
+        }
+    }
+
     /// [`Case::rows`] that an operation is to overwrite: see [`Case::blank`]. What lies beside them is written.
     pub fn blank_rows(&mut self, dtype: DType, rows: usize, columns: usize) -> Rows {
         let mut host = Rows::normal(&mut self.random, dtype, rows, columns, 1.0);

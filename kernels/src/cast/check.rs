@@ -12,7 +12,7 @@ use crate::testing::{any_dtype, case, compare, normal, to_f64};
 pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let mut random = case(device, seed);
     let (from, to) = (any_dtype(&mut random), any_dtype(&mut random));
-    let (rows, columns) = (random.below(20) as usize, random.columns(70));
+    let (rows, columns) = random.shape(20, 70);
     let x = random.rows(from, rows, columns, 3.0);
     let mut out = random.blank_rows(to, rows, columns);
     super::forward(out.view_mut(), x.view()).map_err(|error| error.to_string())?;

@@ -13,6 +13,8 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
     let (vocabulary, hidden) = (1 + random.below(40), random.columns(100));
+    // Now and then rows longer than a device's block adds at once.
+    let hidden = if random.below(40) == 0 { random.columns(5000) } else { hidden };
     // Now and then more tokens than a device's block looks at together.
     let count = if random.below(40) == 0 { 900 + random.below(1400) } else { random.below(70) };
     let tokens: Vec<u32> = (0..count).map(|_| random.below(vocabulary)).collect();

@@ -12,7 +12,7 @@ use crate::testing::{any_dtype, case, compare};
 pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
-    let (rows, columns) = (random.below(20) as usize, random.columns(70));
+    let (rows, columns) = random.shape(20, 70);
     let mut out = random.blank_rows(dtype, rows, columns);
     let value = random.normal();
     super::forward(out.view_mut(), value).map_err(|error| error.to_string())?;

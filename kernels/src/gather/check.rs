@@ -12,7 +12,8 @@ use crate::testing::{any_dtype, case, compare};
 pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
-    let (rows, columns) = (random.below(60), random.columns(100));
+    let (rows, columns) = random.shape(60, 100);
+    let rows = rows as u32;
     let picked: Vec<u32> = (0..rows).filter(|_| random.below(3) == 0).collect();
     let mut draw = |count: usize| random.rows(dtype, count, columns, 1.0);
     let (x, d_out) = (draw(rows as usize), draw(picked.len()));

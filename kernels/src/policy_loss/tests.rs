@@ -18,6 +18,29 @@ fn run(new: &[f32], old: &[f32], advantages: &[f32], clip: Clip) -> (Statistics,
     (statistics, gradient)
 }
 
+#[cfg(feature = "emulated")]
+#[test]
+fn a_device_loses_no_token_of_more_than_all_blocks_take_at_once_and_hides_no_nan() {
+    use prime_runtime::{Device, Tensor};
+
+    let run = |new: &[f32], old: &[f32]| {
+        let on_device = |values: &[f32]| {
+            Tensor::from_slice(values, &[values.len()]).unwrap().to(Device::Emulated).unwrap()
+        };
+        let ones = on_device(&vec![1.0; new.len()]);
+        let (new, old, ones) = (on_device(new), on_device(old), ones.view());
+        super::forward(new.view(), old.view(), ones, ones, PPO).unwrap()
+    };
+    // Every third ratio is above its bound.
+    let count = 70_001;
+    let new: Vec<f32> = (0..count).map(|t| 0.5 * (t % 3) as f32 - 0.5).collect();
+    let statistics = run(&new, &vec![0.0; count]);
+    assert_eq!(statistics.clipped, (count / 3) as f64);
+    assert_eq!(statistics.kl, -new.iter().map(|&x| f64::from(x)).sum::<f64>());
+    assert_eq!(statistics.tokens, count as f64);
+    assert!(run(&[-1.0, f32::NAN], &[-1.0; 2]).loss.is_nan());
+}
+
 #[test]
 fn gradient_of_the_oracle_is_the_slope_of_its_loss() {
     let mut random = generator(1);

@@ -75,6 +75,17 @@ mod tests {
 
     #[cfg(feature = "emulated")]
     #[test]
+    fn a_device_loses_no_element_of_a_sum_over_more_than_all_blocks_take_at_once() {
+        // Of these, sums are exact in every order.
+        let values: Vec<f32> = (0..2_300_001).map(|i| (i % 7) as f32).collect();
+        let x = prime_runtime::Tensor::from_slice(&values, &[values.len()]).unwrap();
+        let x = x.to(prime_runtime::Device::Emulated).unwrap();
+        let expected: f64 = values.iter().map(|&x| f64::from(x)).sum();
+        assert_eq!(super::sum(x.view()).unwrap(), expected);
+    }
+
+    #[cfg(feature = "emulated")]
+    #[test]
     fn on_a_device_alignment_changes_no_bit() {
         use prime_runtime::{Device, Tensor};
 

@@ -12,14 +12,19 @@ use crate::testing::{Rows, any_dtype, case, compare, roundoff, to_f64};
 pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let mut random = case(device, seed);
     let dtype = any_dtype(&mut random);
-    // Now and then a row is longer than a device's block keeps in registers.
-    let long = random.below(16) == 0;
-    let tokens = (if long { random.below(3) } else { random.below(9) }) as usize;
+    // Now and then a row is longer than a device's block keeps in registers, or there are more rows than one block takes.
+    let [long, many] = [(); 2].map(|()| random.below(16) == 0);
+    let tokens = match (long, many) {
+        (true, _) => random.below(3) as usize,
+        (_, true) => 100 + random.below(300) as usize,
+        _ => random.below(9) as usize,
+    };
     // Half of the others are a norm of heads.
     let heads = if long { 0 } else { random.below(2) as usize * (1 + random.below(4) as usize) };
     let width = match (long, heads) {
         (true, _) => 500 + random.columns(17_000),
-        (false, 0) => random.columns(300),
+        (false, 0) if !many => random.columns(300),
+        _ if many => random.columns(40),
         _ => random.columns(130),
     };
     let sizes = Sizes { tokens, heads, width };
