@@ -12,8 +12,8 @@
 //     INSTANCE(scale<float>)
 //     INSTANCE(scale<bf16>)
 //
-// The parts: types (conversions), pointers (Global, Shared, vectors), threads (barriers, shuffles, sums), math, philox, atomics, copy_async (cp.async),
-// matrix (ldmatrix, mma.sync); for Hopper alone barrier (mbarrier), bulk and tma (asynchronous copies), cluster, wgmma.
+// The parts: types (conversions), pointers (Global, Shared, vectors), threads (barriers, shuffles, sums), math, philox, atomics, copy_async
+// (cp.async), matrix (ldmatrix, mma.sync); for Hopper alone barrier (mbarrier), bulk and tma (asynchronous copies), cluster, wgmma.
 //
 // Device code includes nothing else and holds no `asm`, so that NVRTC needs no header of the toolkit and the host can run all of it. All
 // shared memory is dynamic and laid out by byte offsets (`shared<T>(offset)`).

@@ -1,6 +1,8 @@
 // Names for the machine's types, and conversions between the storage types and float.
 #pragma once
 
+// DEVICE stands before functions that kernels call; UNROLL before loops that must be unrolled (their arrays are to lie in registers), ROLLED before
+// loops that must not be. The host needs none of it.
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define PRIME_DEVICE 1
 #define DEVICE __device__ __forceinline__

@@ -21,8 +21,8 @@ enum class Swizzle : u32 { None = 0, Bytes128 = 1, Bytes64 = 2, Bytes32 = 3 };
 ///   patterns of 8 rows (1024 if dense), `leading` counts for nothing. A step of 16 along K adds 32 bytes to the start.
 /// - rows hold M or N contiguous (transposed): 64 elements of M or N are a row; `stride` is the distance of patterns of 8 along K (1024 if dense),
 ///   `leading` that of pieces of 64 along M or N. A step of 16 along K adds 2048 bytes to the start if dense.
-/// Without a swizzle: `leading` and `stride` are the distances of pieces of 8 x 16 bytes along K and along M or N (not transposed), or
-/// the other way round (transposed). Distances and start are multiples of 16; patterns start at multiples of their size (1024, 512, 256).
+/// Without a swizzle, pieces of 8 rows of 16 bytes lie dense; `leading` is the distance of pieces along K, `stride` that along M or N, whatever is
+/// contiguous in a row. Distances and start are multiples of 16; patterns start at multiples of their size (1024, 512, 256).
 template <class T> DEVICE u64 matrix_descriptor(Shared<T> start, u32 leading_bytes, u32 stride_bytes, Swizzle swizzle) {
     return static_cast<u64>((shared_address(start) & 0x3ffffu) >> 4) | static_cast<u64>((leading_bytes & 0x3ffffu) >> 4) << 16 |
            static_cast<u64>((stride_bytes & 0x3ffffu) >> 4) << 32 | static_cast<u64>(swizzle) << 62;
