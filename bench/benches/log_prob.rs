@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use prime_kernels::matmul::{Layout, Packed};
-use prime_kernels::sample::Row;
+use prime_kernels::sample::{Row, Weight};
 use prime_kernels::testing::{from_f32, generator, normal, zeros};
 use prime_kernels::{log_prob, sample};
 use prime_runtime::{DType, Tensor};
@@ -107,7 +107,7 @@ fn sampling(criterion: &mut Criterion) {
                             log_probs.view_mut(),
                             entropy.view_mut(),
                             black_box(hidden.view()),
-                            &packed,
+                            Weight::Packed(&packed),
                             &rows,
                         )
                         .unwrap();

@@ -28,6 +28,16 @@ template <class T> inline T min(T a, T b) { return a < b || b != b ? a : b; }
 
 #endif
 
+/// a * b, rounded: never joined with an addition into one fma, as the compiler may do with `a * b + c`.
+DEVICE float multiply(float a, float b) {
+#ifdef PRIME_DEVICE
+    return __fmul_rn(a, b);
+#else
+    volatile float product = a * b;
+    return product;
+#endif
+}
+
 /// 2^x, one instruction: absolute error below 2^-22 of the result for x in its range, results below the normal range are 0
 /// (PTX ISA: ex2.approx.ftz.f32).
 DEVICE float exp2_fast(float x) {

@@ -1,38 +1,12 @@
 //! Checks of arguments that every operation makes, beside the named dimensions.
 
-use prime_runtime::{DType, Device, Element, Error, Result, View, ViewMut};
-
-/// The elements of a contiguous host tensor of type `E`.
-///
-/// # Errors
-/// A sentence that names the tensor when its dtype is another or its rows are spread out.
-pub(crate) fn slice<'a, E: Element>(
-    operation: &'static str,
-    tensor: &'static str,
-    view: View<'a>,
-) -> Result<&'a [E]> {
-    dense::<E>(operation, tensor, view)?;
-    Ok(view.as_slice())
-}
-
-/// [`slice`], to write.
-///
-/// # Errors
-/// As for [`slice`].
-pub(crate) fn slice_mut<'a, E: Element>(
-    operation: &'static str,
-    tensor: &'static str,
-    view: ViewMut<'a>,
-) -> Result<&'a mut [E]> {
-    dense::<E>(operation, tensor, view.as_view())?;
-    Ok(view.into_slice())
-}
+use prime_runtime::{DType, Device, Element, Error, Result, View};
 
 /// The elements of a contiguous tensor of type `E` where the host can see them; none on other devices, where the values of index arrays
 /// have been checked before they were uploaded.
 ///
 /// # Errors
-/// As for [`slice`].
+/// A sentence that names the tensor when its dtype is another or its rows are spread out.
 pub(crate) fn on_host<'a, E: Element>(
     operation: &'static str,
     tensor: &'static str,
@@ -115,7 +89,7 @@ pub(crate) fn value(operation: &'static str, message: impl std::fmt::Display) ->
 /// Checks that a tensor holds elements of type `E` and that its rows follow each other without gaps.
 ///
 /// # Errors
-/// As for [`slice`].
+/// A sentence that names the tensor.
 pub(crate) fn dense<E: Element>(
     operation: &'static str,
     tensor: &'static str,

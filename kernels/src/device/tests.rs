@@ -112,11 +112,13 @@ mod agrees_with_its_oracle_on_the_emulated_device {
         embedding,
         fill,
         gather,
+        log_prob,
         policy_loss,
         prm_loss,
         reduce,
         rms_norm,
         rope,
+        sample,
         scan,
         swiglu,
     }

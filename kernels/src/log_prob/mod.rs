@@ -7,6 +7,9 @@
 //! around it, and [`crate::sample`] reports the same bits for the tokens it draws. A logit that is not finite makes the
 //! numbers of its token, and of no other, not finite.
 //!
+//! On devices beside the host, targets are not read by the caller's side: the log-probability of one outside the vocabulary
+//! is NaN, and its gradient that of no target. There a token's numbers depend neither on the batch nor on the tile shape.
+//!
 //! Source of the one-pass sum: Milakov, Gimelshein, arXiv 1805.02867; its sum of p log p is carried along the same way.
 
 use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
@@ -15,10 +18,13 @@ use crate::arguments;
 
 pub mod check;
 mod cpu;
+pub(crate) mod cuda;
 pub(crate) mod online;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use cuda::CODE;
 
 /// Log-probability of each target under the distribution at this temperature, whole (before any truncation by top-k,
 /// top-p or min-p).
@@ -36,16 +42,17 @@ pub fn forward(
 ) -> Result<()> {
     const OP: &str = "log_prob.forward";
     let mut dims = NamedDims::new(OP);
-    let problem = problem(OP, &mut dims, hidden, weight, targets, temperature)?;
-    dims.bind("log_probs", log_probs.dims(), ["tokens"])?;
-    dims.bind("entropy", entropy.dims(), ["tokens"])?;
-    dims.bind("lse", lse.dims(), ["tokens"])?;
-    let log_probs = arguments::slice_mut(OP, "log_probs", log_probs)?;
-    let entropy = arguments::slice_mut(OP, "entropy", entropy)?;
-    let lse = arguments::slice_mut(OP, "lse", lse)?;
+    let inverse = check_factors(OP, &mut dims, hidden, weight, targets, temperature)?;
+    for (name, output) in [("log_probs", &log_probs), ("entropy", &entropy), ("lse", &lse)] {
+        dims.bind(name, output.dims(), ["tokens"])?;
+        arguments::dense::<f32>(OP, name, output.as_view())?;
+    }
     match hidden.device() {
-        Device::Cpu => cpu::forward(log_probs, entropy, lse, problem),
-        device => Err(arguments::no_version(OP, device)),
+        Device::Cpu => {
+            let problem = problem(OP, hidden, weight, targets, inverse)?;
+            cpu::forward(log_probs.into_slice(), entropy.into_slice(), lse.into_slice(), problem)
+        }
+        _ => cuda::forward(log_probs, entropy, lse, hidden, weight, targets, inverse),
     }
 }
 
@@ -73,28 +80,33 @@ pub fn backward(
 ) -> Result<()> {
     const OP: &str = "log_prob.backward";
     let mut dims = NamedDims::new(OP);
-    let problem = problem(OP, &mut dims, hidden, weight, targets, temperature)?;
+    let inverse = check_factors(OP, &mut dims, hidden, weight, targets, temperature)?;
     dims.bind("d_hidden", d_hidden.dims(), ["tokens", "hidden"])?;
     dims.bind("d_weight", d_weight.dims(), ["vocabulary", "hidden"])?;
     arguments::same_dtype(OP, "d_hidden", d_hidden.as_view(), hidden.dtype())?;
     arguments::dtype::<f32>(OP, "d_weight", d_weight.as_view())?;
-    let mut vector = |name, view: View<'_>| dims.bind(name, view.dims(), ["tokens"]);
-    vector("d_log_probs", d_log_probs)?;
-    vector("lse", lse)?;
-    vector("entropy", entropy)?;
-    d_entropy.map(|d_entropy| vector("d_entropy", d_entropy)).transpose()?;
-    let d_entropy = d_entropy.map(|view| arguments::slice::<f32>(OP, "d_entropy", view));
-    let loss = Loss {
-        d_log_probs: arguments::slice(OP, "d_log_probs", d_log_probs)?,
-        d_entropy: d_entropy.transpose()?,
-        lse: arguments::slice(OP, "lse", lse)?,
-        entropy: arguments::slice(OP, "entropy", entropy)?,
-    };
+    let vectors = [("d_log_probs", d_log_probs), ("lse", lse), ("entropy", entropy)];
+    for (name, vector) in vectors.into_iter().chain(d_entropy.map(|view| ("d_entropy", view))) {
+        dims.bind(name, vector.dims(), ["tokens"])?;
+        arguments::dense::<f32>(OP, name, vector)?;
+    }
     match hidden.device() {
-        Device::Cpu => arguments::with_float!(hidden.dtype(), E => {
-            cpu::backward::<E>(d_hidden, d_weight, loss, problem)
-        }),
-        device => Err(arguments::no_version(OP, device)),
+        Device::Cpu => {
+            let problem = problem(OP, hidden, weight, targets, inverse)?;
+            let loss = Loss {
+                d_log_probs: d_log_probs.as_slice(),
+                d_entropy: d_entropy.map(|d_entropy| d_entropy.as_slice()),
+                lse: lse.as_slice(),
+                entropy: entropy.as_slice(),
+            };
+            arguments::with_float!(hidden.dtype(), E => {
+                cpu::backward::<E>(d_hidden, d_weight, loss, problem)
+            })
+        }
+        _ => {
+            let of_tokens = cuda::Vectors { targets, d_log_probs, d_entropy, lse, entropy };
+            cuda::backward(d_hidden, d_weight, of_tokens, hidden, weight, inverse)
+        }
     }
 }
 
@@ -126,26 +138,36 @@ struct Loss<'a> {
     entropy: &'a [f32],
 }
 
-fn problem<'a>(
+/// Checks what both directions take; gives 1/temperature.
+fn check_factors(
     operation: &'static str,
     dims: &mut NamedDims,
-    hidden: View<'a>,
-    weight: View<'a>,
-    targets: View<'a>,
+    hidden: View<'_>,
+    weight: View<'_>,
+    targets: View<'_>,
     temperature: f32,
-) -> Result<Problem<'a>> {
+) -> Result<f32> {
     dims.bind("hidden", hidden.dims(), ["tokens", "hidden"])?;
     dims.bind("weight", weight.dims(), ["vocabulary", "hidden"])?;
     dims.bind("targets", targets.dims(), ["tokens"])?;
     arguments::float(operation, "hidden", hidden)?;
     arguments::same_dtype(operation, "weight", weight, hidden.dtype())?;
-    let targets = arguments::slice::<u32>(operation, "targets", targets)?;
-    let vocabulary = weight.dim(0);
+    arguments::dense::<u32>(operation, "targets", targets)?;
+    inverse(operation, temperature)
+}
+
+fn problem<'a>(
+    operation: &'static str,
+    hidden: View<'a>,
+    weight: View<'a>,
+    targets: View<'a>,
+    inverse_temperature: f32,
+) -> Result<Problem<'a>> {
+    let (targets, vocabulary) = (targets.as_slice::<u32>(), weight.dim(0));
     if let Some(t) = targets.iter().position(|&target| target as usize >= vocabulary) {
         let target = targets[t];
         let message = format!("targets[{t}] is {target}, expected an id below {vocabulary}");
         return Err(arguments::value(operation, message));
     }
-    let inverse_temperature = inverse(operation, temperature)?;
     Ok(Problem { hidden, weight, targets, inverse_temperature })
 }

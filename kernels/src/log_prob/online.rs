@@ -100,7 +100,8 @@ multiversion! {
             *weighted = *e * below;
         }
         let (mut sum, mut weight) = (sum(exps), sum(weighted));
-        if state.sum > 0.0 {
+        // Not `> 0.0`: a sum that is not a number must stay.
+        if state.sum != 0.0 {
             let shift = state.max - max;
             let scale = exp_bounded(shift);
             sum += scale * state.sum;

@@ -215,6 +215,16 @@ fn a_row_that_is_not_finite_leaves_the_others_alone() {
 }
 
 #[test]
+fn one_logit_that_is_not_finite_is_not_forgotten_over_later_blocks() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut case = case(5, DType::F32, [2, 3000, 1]);
+        case.weight.as_mut_slice::<f32>()[7] = bad;
+        let numbers = forward(case.hidden.view(), case.weight.view(), case.targets.view(), 1.0);
+        assert!(numbers[1].iter().all(|entropy| !entropy.is_finite()), "{bad}: {numbers:?}");
+    }
+}
+
+#[test]
 fn bad_arguments_get_a_sentence() {
     let case = case(1, DType::F32, [2, 5, 3]);
     let other = zeros(DType::BF16, &[5, 3]);

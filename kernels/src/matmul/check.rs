@@ -77,7 +77,7 @@ pub(super) fn chain_bound(k: usize, magnitude: f64) -> f64 {
 }
 
 /// Bound of the error of a sum of `k` products on any device.
-pub(super) fn sum_bound(
+pub(crate) fn sum_bound(
     device: Device,
     dtype: DType,
     settings: Settings,

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prime_runtime::{Result, View, ViewMut};
 
-use super::Row;
 use super::truncate::{Boundary, boundary};
+use super::{Row, Weight};
 use crate::log_prob::online::{BLOCK, State, Work, absorb, sum};
 use crate::math::exp_bounded;
-use crate::matmul::{self, Epilogue, Packed};
+use crate::matmul::{self, Epilogue, Layout};
 use crate::simd::multiversion;
 use crate::{parallel, scratch};
 
@@ -21,10 +21,10 @@ pub(super) fn forward(
     log_probs: &mut [f32],
     entropy: &mut [f32],
     hidden: View<'_>,
-    weight: &Packed,
+    weight: Weight<'_>,
     rows: &[Row],
 ) -> Result<Option<usize>> {
-    let vocabulary = weight.n();
+    let vocabulary = weight.vocabulary();
     let blocks = vocabulary.div_ceil(BLOCK);
     let wave = (HELD / vocabulary).clamp(1, rows.len().max(1));
     let truncates = rows.iter().any(Row::truncates);
@@ -43,7 +43,11 @@ pub(super) fn forward(
         let mut logits =
             ViewMut::from_slice(&mut logits[..count * vocabulary], &[count, vocabulary]);
         let hidden = hidden.rows(start..start + count);
-        matmul::forward_packed(logits.reborrow(), hidden, weight, Epilogue::default())?;
+        let (out, epilogue) = (logits.reborrow(), Epilogue::default());
+        match weight {
+            Weight::Packed(packed) => matmul::forward_packed(out, hidden, packed, epilogue)?,
+            Weight::Plain(weight) => matmul::forward(out, hidden, weight, Layout::NT, epilogue)?,
+        }
         let logits = logits.shared();
         parallel::ranges(count, (1 << 12) / vocabulary + 1, |range| {
             let mut work = Work::new();

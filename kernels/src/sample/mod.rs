@@ -12,10 +12,13 @@
 //! token and temperature, bit for bit. Temperature 0 takes the most likely token (lowest id on ties) and reports its
 //! log-probability at temperature 1.
 //!
+//! On devices beside the host the same holds of the device's own [`crate::log_prob::forward`], and nothing is read back: a row that has a
+//! logit which is not finite gets the token `u32::MAX`, and whoever reads the tokens asks [`check_drawn`].
+//!
 //! Sources: top-p: Holtzman et al., arXiv 1904.09751; min-p: Nguyen et al., arXiv 2407.01082.
 
 use prime_runtime::random::{Stream, block};
-use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
+use prime_runtime::{DType, Device, Error, NamedDims, Result, View, ViewMut};
 
 use crate::arguments;
 use crate::log_prob;
@@ -23,10 +26,38 @@ use crate::matmul::Packed;
 
 pub mod check;
 mod cpu;
+mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 mod truncate;
+
+pub(crate) use cuda::CODE;
+
+/// The projection from hidden states to logits.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    /// In the order in which the host reads it, for use many times; on the host only.
+    Packed(&'a Packed),
+    /// As checkpoints store it.
+    Plain(View<'a>),
+}
+
+impl Weight<'_> {
+    fn vocabulary(&self) -> usize {
+        match self {
+            Weight::Packed(packed) => packed.n(),
+            Weight::Plain(view) => view.dim(0),
+        }
+    }
+
+    fn dtype(&self) -> DType {
+        match self {
+            Weight::Packed(packed) => packed.dtype(),
+            Weight::Plain(view) => view.dtype(),
+        }
+    }
+}
 
 /// How one row is drawn.
 #[derive(Clone, Copy, Debug)]
@@ -73,30 +104,36 @@ impl Row {
 /// Draws one token a row.
 ///
 /// # Errors
-/// When shapes or dtypes disagree, a setting is out of range, or a logit is not finite (the first such row is named; what
-/// the outputs hold is then unspecified).
+/// When shapes or dtypes disagree, a setting is out of range, or, on the host, a logit is not finite (the first such row is
+/// named; what the outputs hold is then unspecified).
 pub fn forward(
     tokens: ViewMut<'_>,
     log_probs: ViewMut<'_>,
     entropy: ViewMut<'_>,
     hidden: View<'_>,
-    weight: &Packed,
+    weight: Weight<'_>,
     rows: &[Row],
 ) -> Result<()> {
     const OP: &str = "sample.forward";
     let mut dims = NamedDims::new(OP);
     dims.bind("hidden", hidden.dims(), ["rows", "hidden"])?;
-    dims.bind("weight", &[weight.n(), weight.k()], ["vocabulary", "hidden"])?;
+    let vocabulary_by_hidden = ["vocabulary", "hidden"];
+    match weight {
+        Weight::Packed(packed) => {
+            dims.bind("weight", &[packed.n(), packed.k()], vocabulary_by_hidden)?;
+        }
+        Weight::Plain(view) => dims.bind("weight", view.dims(), vocabulary_by_hidden)?,
+    }
     dims.bind("tokens", tokens.dims(), ["rows"])?;
     dims.bind("log_probs", log_probs.dims(), ["rows"])?;
     dims.bind("entropy", entropy.dims(), ["rows"])?;
     dims.bind("rows", &[rows.len()], ["rows"])?;
     arguments::float(OP, "hidden", hidden)?;
     arguments::same_dtype(OP, "hidden", hidden, weight.dtype())?;
-    let tokens = arguments::slice_mut::<u32>(OP, "tokens", tokens)?;
-    let log_probs = arguments::slice_mut::<f32>(OP, "log_probs", log_probs)?;
-    let entropy = arguments::slice_mut::<f32>(OP, "entropy", entropy)?;
-    if weight.n() == 0 {
+    arguments::dense::<u32>(OP, "tokens", tokens.as_view())?;
+    arguments::dense::<f32>(OP, "log_probs", log_probs.as_view())?;
+    arguments::dense::<f32>(OP, "entropy", entropy.as_view())?;
+    if weight.vocabulary() == 0 {
         return dims.fail("`weight` has no rows, expected at least one token".into());
     }
     for (i, row) in rows.iter().enumerate() {
@@ -112,19 +149,36 @@ pub fn forward(
             return wrong("min_p", row.min_p, "0 to 1");
         }
     }
-    let not_finite = match hidden.device() {
-        Device::Cpu => cpu::forward(tokens, log_probs, entropy, hidden, weight, rows)?,
-        device => return Err(arguments::no_version(OP, device)),
-    };
-    match not_finite {
-        None => Ok(()),
-        Some(row) => {
-            let temperature = rows[row].temperature;
-            let message = format!(
-                "row {row} (temperature {temperature}) has a logit that is not a finite number: \
-                 its hidden state or the weight has diverged"
-            );
-            Err(arguments::value(OP, message))
+    match (hidden.device(), weight) {
+        (Device::Cpu, _) => {
+            let (tokens, log_probs) = (tokens.into_slice(), log_probs.into_slice());
+            let entropy = entropy.into_slice();
+            let not_finite = cpu::forward(tokens, log_probs, entropy, hidden, weight, rows)?;
+            not_finite.map_or(Ok(()), |row| Err(diverged(row, rows)))
         }
+        (_, Weight::Plain(weight)) => {
+            cuda::forward(OP, tokens, log_probs, entropy, hidden, weight, rows)
+        }
+        (device, Weight::Packed(_)) => dims.fail(format!(
+            "`weight` is packed, which only the host reads; on {device} give it as it is stored"
+        )),
     }
+}
+
+/// Checks tokens that a device beside the host has drawn for these rows, once they are read back.
+///
+/// # Errors
+/// When a row had a logit that is not finite; the first such row is named.
+pub fn check_drawn(tokens: &[u32], rows: &[Row]) -> Result<()> {
+    let undrawn = tokens.iter().zip(rows).position(|(&token, _)| token == u32::MAX);
+    undrawn.map_or(Ok(()), |row| Err(diverged(row, rows)))
+}
+
+fn diverged(row: usize, rows: &[Row]) -> Error {
+    let temperature = rows[row].temperature;
+    let message = format!(
+        "row {row} (temperature {temperature}) has a logit that is not a finite number: \
+         its hidden state or the weight has diverged"
+    );
+    arguments::value("sample.forward", message)
 }

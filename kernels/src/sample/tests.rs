@@ -2,7 +2,7 @@ use prime_runtime::{DType, Tensor, View, ViewMut};
 use proptest::prelude::*;
 
 use super::reference::{Slack, kept, probabilities};
-use super::{Row, forward};
+use super::{Row, Weight, forward};
 use crate::log_prob;
 use crate::matmul::{Layout, Packed};
 use crate::testing::{from_f32, generator, normal};
@@ -30,7 +30,7 @@ fn sample(hidden: View<'_>, weight: View<'_>, rows: &[Row]) -> prime_runtime::Re
         ViewMut::from_slice(&mut draws.log_probs, &[count]),
         ViewMut::from_slice(&mut draws.entropy, &[count]),
         hidden,
-        &packed,
+        Weight::Packed(&packed),
         rows,
     )?;
     Ok(draws)

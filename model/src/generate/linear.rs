@@ -63,14 +63,11 @@ impl Linear {
         weights: &Weights,
         rows: &[sample::Row],
     ) -> Result<()> {
-        let Some(packed) = &self.packed else {
-            let device = weights.data().device();
-            return Err(prime_runtime::Error::Device(format!(
-                "sample.forward does not run on {device}"
-            ))
-            .into());
+        let weight = match &self.packed {
+            Some(packed) => sample::Weight::Packed(packed),
+            None => sample::Weight::Plain(weights.view(&self.range, &self.dims)),
         };
-        Ok(sample::forward(tokens, log_probs, entropy, hidden, packed, rows)?)
+        Ok(sample::forward(tokens, log_probs, entropy, hidden, weight, rows)?)
     }
 }
 

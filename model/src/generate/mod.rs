@@ -385,6 +385,7 @@ impl Generator {
         let log_probs: &[f32] =
             fetch(self.buffers.log_probs.head(count), &mut self.drawn.log_probs)?;
         let entropy: &[f32] = fetch(self.buffers.entropy.head(count), &mut self.drawn.entropy)?;
+        sample::check_drawn(tokens, &self.step.rows)?;
         let mut ended = 0;
         for (row, &slot) in self.step.drawn_slots.iter().enumerate() {
             let Some(active) = &mut self.active[slot] else { continue };
