@@ -50,9 +50,13 @@ template <class T, int ROWS, int COLUMNS, Reads READS> struct SharedTile {
 /// One thread's part in copying tiles of a matrix, one after the other down its rows (`DOWN`) or along them.
 ///
 /// FAST: address and row distance are multiples of 16 bytes, and so are the rows' lengths; else elements are copied one by one.
-template <class T, class Tile, int ROWS, bool DOWN, int THREADS, bool FAST> struct TileCopy {
+/// PAIRED: there are two matrices, `rows` rows each, the second below the first; the tile's rows come from them by turns, eight from each.
+template <class T, class Tile, int ROWS, bool DOWN, int THREADS, bool FAST, bool PAIRED = false> struct TileCopy {
     static constexpr int PASS = THREADS / Tile::CHUNKS;
     static constexpr int PASSES = ROWS / PASS;
+    /// Rows of a matrix that a pass goes on by.
+    static constexpr int FURTHER = PAIRED ? PASS / 2 : PASS;
+    static_assert(!PAIRED || (!DOWN && PASS % 16 == 0), "each pass begins with the first matrix");
     static_assert(PASS * PASSES == ROWS && (PASSES == 1 || PASS % Tile::PERIOD == 0), "each pass copies whole rows, at the same places");
 
     Global<const T> from;
@@ -63,21 +67,22 @@ template <class T, class Tile, int ROWS, bool DOWN, int THREADS, bool FAST> stru
     DEVICE TileCopy(const Matrix<T> &matrix, u32 first_row, u32 first_column) {
         const u32 own_row = thread_index() / Tile::CHUNKS, chunk = thread_index() % Tile::CHUNKS;
         to = Tile::offset(own_row, chunk);
-        row = first_row + own_row;
+        row = first_row + (PAIRED ? own_row / 16 * 8 + own_row % 8 : own_row);
         column = first_column + chunk * Tile::LANES;
         rows = matrix.rows;
         columns = matrix.columns;
         stride = matrix.stride;
-        from = matrix.start + (row * stride + column);
+        const u32 below = PAIRED && own_row % 16 >= 8 ? rows : 0;
+        from = matrix.start + ((row + u64(below)) * stride + column);
     }
 
     /// Starts to copy the tile to `slot`, zeros where the matrix has ended, and goes on to the next tile, `STEP` further.
     template <int STEP> DEVICE void next(u32 slot) {
         UNROLL
         for (int pass = 0; pass < PASSES; pass++) {
-            const Global<const T> chunk = from + pass * PASS * stride;
+            const Global<const T> chunk = from + pass * FURTHER * stride;
             const Shared<T> place = shared<T>(slot + to + pass * PASS * Tile::ROW_BYTES);
-            const bool inside = row + pass * PASS < rows;
+            const bool inside = row + pass * FURTHER < rows;
             if constexpr (FAST) {
                 copy_async<16>(place, chunk, inside && column < columns);
             } else {
@@ -98,7 +103,7 @@ template <class T, class Tile, int ROWS, bool DOWN, int THREADS, bool FAST> stru
 };
 
 /// What tiles of tensor cores and of plain arithmetic have in common: the slots and the copies into them.
-template <class T, int LAYOUT, int M, int N, int K, int WARPS, int STAGES, bool FAST, bool TENSOR> struct TileSlots {
+template <class T, int LAYOUT, int M, int N, int K, int WARPS, int STAGES, bool FAST, bool TENSOR, bool PAIRED> struct TileSlots {
     static constexpr int THREADS = WARPS * 32;
     /// Whether the rows of A and B run along k.
     static constexpr bool A_ALONG = LAYOUT != TN, B_ALONG = LAYOUT == NT;
@@ -108,7 +113,7 @@ template <class T, int LAYOUT, int M, int N, int K, int WARPS, int STAGES, bool 
     using TileA = SharedTile<T, A_ALONG ? M : K, A_ALONG ? K : M, A_ALONG ? Reads::CHUNKS : ACROSS>;
     using TileB = SharedTile<T, B_ALONG ? N : K, B_ALONG ? K : N, B_ALONG ? Reads::CHUNKS : ACROSS>;
     using CopyA = TileCopy<T, TileA, A_ALONG ? M : K, !A_ALONG, THREADS, FAST>;
-    using CopyB = TileCopy<T, TileB, B_ALONG ? N : K, !B_ALONG, THREADS, FAST>;
+    using CopyB = TileCopy<T, TileB, B_ALONG ? N : K, !B_ALONG, THREADS, FAST, PAIRED>;
 
     /// A slot holds a tile of A, then one of B.
     static constexpr int SLOT = TileA::BYTES + TileB::BYTES;
@@ -157,9 +162,10 @@ template <class T, int LAYOUT, int M, int N, int K, int WARPS, int STAGES, bool 
     DEVICE static u32 following(u32 slot) { return slot + SLOT == SHARED_BYTES ? 0 : slot + SLOT; }
 };
 
-/// M x N sums by tensor cores, WARPS_M x WARPS_N warps: of bfloat16, or of floats rounded to TF32.
-template <class T, int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, int STAGES, bool FAST> struct TensorTile {
-    using Slots = TileSlots<T, LAYOUT, M, N, K, WARPS_M * WARPS_N, STAGES, FAST, true>;
+/// M x N sums by tensor cores, WARPS_M x WARPS_N warps: of bfloat16, or of floats rounded to TF32. PAIRED: columns by turns of two matrices,
+/// eight of each, as `TileCopy` says.
+template <class T, int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, int STAGES, bool FAST, bool PAIRED = false> struct TensorTile {
+    using Slots = TileSlots<T, LAYOUT, M, N, K, WARPS_M * WARPS_N, STAGES, FAST, true, PAIRED>;
     using TileA = typename Slots::TileA;
     using TileB = typename Slots::TileB;
     static constexpr bool WORDS = sizeof(T) == 4;
@@ -300,8 +306,9 @@ template <class T, int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, in
 
 /// M x N sums of floats, each one chain of fused multiply-adds in the order of k. A thread computes OWN_M x OWN_N of them, a warp of 4 x 8
 /// threads 4 OWN_M x 8 OWN_N.
-template <int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, int OWN_M, int OWN_N, int STAGES, bool FAST> struct ExactTile {
-    using Slots = TileSlots<float, LAYOUT, M, N, K, WARPS_M * WARPS_N, STAGES, FAST, false>;
+template <int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, int OWN_M, int OWN_N, int STAGES, bool FAST, bool PAIRED = false>
+struct ExactTile {
+    using Slots = TileSlots<float, LAYOUT, M, N, K, WARPS_M * WARPS_N, STAGES, FAST, false, PAIRED>;
     using TileA = typename Slots::TileA;
     using TileB = typename Slots::TileB;
     static constexpr int THREADS = Slots::THREADS, SHARED_BYTES = Slots::SHARED_BYTES;

@@ -8,6 +8,7 @@ use super::cuda::{self, Plan};
 use super::reference::{self, Shape};
 use super::{
     Activation, Epilogue, Layout, Packed, Settings, accumulate, backward, forward, forward_packed,
+    forward_swiglu,
 };
 use crate::testing::{Case, any_dtype, case, compare, from_f32, roundoff, to_f64};
 
@@ -139,6 +140,10 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
         .and_then(|()| match layout {
             Layout::TN => Ok(()),
             _ => check_backward(&mut random, device, shape, dtype),
+        })
+        .and_then(|()| match layout {
+            Layout::NT => check_swiglu(&mut random, device, shape, dtype),
+            _ => Ok(()),
         });
     outcome.map_err(|message| format!("{dtype} {shape:?}: {message}"))
 }
@@ -167,10 +172,10 @@ fn multiply(
                 accumulate: add,
             };
             let plan = match random.below(2) {
-                0 => Plan::new(&out, &product, b, settings),
+                0 => Plan::new([shape.m, shape.n, shape.k], [a, b], out.dtype(), settings),
                 _ => {
                     let (index, parts) = (random.below(4) as usize, 1 + random.below(4) as usize);
-                    Plan::of(index, parts, &out, &product, b, settings)
+                    Plan::of(index, parts, [a, b], out.dtype(), settings)
                 }
             };
             cuda::run(out, &product, b, layout, plan)
@@ -322,6 +327,64 @@ fn check_backward(
     })?;
     compare("d_bias", &to_f64(&d_bias), &added(&expected_bias, &start_bias), |i| {
         chain_bound(shape.m, magnitude_bias[i] + start_bias[i].abs())
+    })
+}
+
+/// Both factors against the product's oracle, and what they give against SwiGLU's of the factors as they were stored.
+fn check_swiglu(
+    random: &mut Case,
+    device: Device,
+    shape: Shape,
+    dtype: DType,
+) -> Result<(), String> {
+    let half = shape.n / 2;
+    let shape = Shape { n: 2 * half, ..shape };
+    let (a_dims, b_dims) = stored(shape);
+    let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
+    let mut out = Matrix::normal(random, dtype, [shape.m, half]);
+    let mut alone = out.copy();
+    let mut gate_up = Matrix::normal(random, dtype, [shape.m, shape.n]);
+    let gaps = [out.copy(), gate_up.copy()];
+    let settings = Settings { tf32: random.below(3) == 0, invariant: false };
+    let tile = random.below(4) as usize;
+    let run = |out: &mut Matrix, gate_up: Option<&mut Matrix>| {
+        let (out, gate_up) = (out.view_mut(), gate_up.map(Matrix::view_mut));
+        let outcome = match device {
+            Device::Cpu => forward_swiglu(out, gate_up, a.view(), b.view()),
+            _ => {
+                let plan = Plan::of(tile, 1, [a.view(), b.view()], dtype, settings);
+                cuda::swiglu(out, gate_up, a.view(), b.view(), plan)
+            }
+        };
+        outcome.map_err(|error| error.to_string())
+    };
+    run(&mut out, Some(&mut gate_up))?;
+    run(&mut alone, None)?;
+    if alone.bits() != out.bits() {
+        return Err("SwiGLU without its factors written gives other bits than with them".into());
+    }
+    only_the_matrix_changed(&out, &gaps[0])?;
+    only_the_matrix_changed(&gate_up, &gaps[1])?;
+
+    let (sums, magnitudes) = reference::product(shape, &a.values(), &b.values());
+    let factors = gate_up.values();
+    compare("gate_up", &factors, &sums, |i| {
+        let error = sum_bound(device, dtype, settings, shape.k, magnitudes[i]);
+        error + roundoff(dtype) * (sums[i].abs() + error)
+    })?;
+    let expected: Vec<f64> = (0..shape.m * half)
+        .map(|i| {
+            let gate = i / half * shape.n + i % half;
+            crate::swiglu::reference::forward(&[factors[gate]], &[factors[gate + half]])[0]
+        })
+        .collect();
+    // exp is within 4 roundoffs, so sigmoid is within 6; two products and the last rounding follow. A sigmoid below the normal range may be
+    // taken for zero, and so may the result.
+    let relative = 1.01 * (8.0 * roundoff(DType::F32) + roundoff(dtype));
+    compare("out", &out.values(), &expected, |i| {
+        let gate = i / half * shape.n + i % half;
+        let lost = 1.0 + (factors[gate] * factors[gate + half]).abs();
+        relative * expected[i].abs() + lost * f64::from(f32::MIN_POSITIVE)
     })
 }
 

@@ -11,8 +11,10 @@ use super::{Activation, Layout, Settings};
 use crate::device::{Code, DeviceStruct, Launch, Pointer, device_struct, source, vectorised};
 use crate::scratch;
 
-pub(crate) const CODE: Code =
-    Code { sources: &[source!("matmul", "matmul.cu")], structs: &[Gemm::LAYOUT] };
+pub(crate) const CODE: Code = Code {
+    sources: &[source!("matmul", "matmul.cu")],
+    structs: &[Gemm::LAYOUT, GemmSwiglu::LAYOUT],
+};
 
 device_struct! {
     struct Gemm {
@@ -33,6 +35,22 @@ device_struct! {
         parts: u32,
         activation: u32,
         accumulate: u32,
+        vectors: u32,
+    }
+
+    struct GemmSwiglu {
+        out: Pointer,
+        gate_up: Pointer,
+        a: Pointer,
+        b: Pointer,
+        out_stride: u64,
+        gate_up_stride: u64,
+        a_stride: u64,
+        b_stride: u64,
+        m: u32,
+        n: u32,
+        k: u32,
+        k_of_part: u32,
         vectors: u32,
     }
 }
@@ -93,6 +111,8 @@ pub(super) struct Family {
     variants: [Variant; 4],
     /// The instance that adds the parts of k.
     parts: &'static str,
+    /// Instances that end in SwiGLU, of layout `NT`, in the same tiles.
+    swiglu: [Option<&'static str>; 4],
     /// Bytes of an element of A and B.
     size: usize,
 }
@@ -110,6 +130,12 @@ static BF16_TO_BF16: Family = Family {
         variant!("gemm<bf16, bf16, ", 64 x 64 x 64, 2 x 2, "", 3, false),
     ],
     parts: "gemm_parts<bf16, bf16>",
+    swiglu: [
+        Some("gemm_swiglu<bf16, 128, 128, 32, 2, 2, 4, true>"),
+        Some("gemm_swiglu<bf16, 64, 64, 64, 2, 2, 3, true>"),
+        Some("gemm_swiglu<bf16, 16, 64, 64, 1, 4, 6, true>"),
+        Some("gemm_swiglu<bf16, 64, 64, 64, 2, 2, 3, false>"),
+    ],
     size: 2,
 };
 
@@ -121,6 +147,7 @@ static BF16_TO_F32: Family = Family {
         variant!("gemm<bf16, float, ", 64 x 64 x 64, 2 x 2, "", 3, false),
     ],
     parts: "gemm_parts<bf16, float>",
+    swiglu: [None; 4],
     size: 2,
 };
 
@@ -132,6 +159,12 @@ static TF32: Family = Family {
         variant!("gemm<float, float, ", 64 x 64 x 32, 2 x 2, "", 3, false),
     ],
     parts: "gemm_parts<float, float>",
+    swiglu: [
+        Some("gemm_swiglu<float, 128, 128, 16, 2, 2, 4, true>"),
+        Some("gemm_swiglu<float, 64, 64, 32, 2, 2, 3, true>"),
+        Some("gemm_swiglu<float, 16, 64, 32, 1, 4, 6, true>"),
+        Some("gemm_swiglu<float, 64, 64, 32, 2, 2, 3, false>"),
+    ],
     size: 4,
 };
 
@@ -143,6 +176,12 @@ static EXACT: Family = Family {
         variant!("gemm_exact<", 64 x 64 x 16, 4 x 2, "4, 4, ", 4, false),
     ],
     parts: "gemm_parts<float, float>",
+    swiglu: [
+        Some("gemm_swiglu_exact<128, 128, 16, 4, 2, 8, 8, 4, true>"),
+        Some("gemm_swiglu_exact<64, 64, 16, 4, 2, 4, 4, 4, true>"),
+        None,
+        Some("gemm_swiglu_exact<64, 64, 16, 4, 2, 4, 4, 4, false>"),
+    ],
     size: 4,
 };
 
@@ -150,7 +189,8 @@ static EXACT: Family = Family {
 #[derive(Clone, Copy)]
 pub(super) struct Plan {
     family: &'static Family,
-    variant: &'static Variant,
+    /// Index of a tile size of the family.
+    tile: usize,
     /// Parts of k, each summed by blocks of its own.
     parts: usize,
 }
@@ -163,17 +203,16 @@ const LEAST_TERMS: usize = 256;
 pub(super) const MOST_PARTS: usize = 16;
 
 impl Plan {
-    /// The plan for a product's shape. No measurement stands behind the numbers yet.
+    /// The plan for a product of m x n sums of k terms. No measurement stands behind the numbers yet.
     pub(super) fn new(
-        out: &ViewMut<'_>,
-        product: &Product<'_>,
-        b: View<'_>,
+        [m, n, k]: [usize; 3],
+        operands: [View<'_>; 2],
+        out: DType,
         settings: Settings,
     ) -> Plan {
-        let (m, n, k) = (out.dim(0), out.dim(1), product.k);
-        let family = family(product.a.dtype(), out.dtype(), settings);
+        let family = family(operands[0].dtype(), out, settings);
         let tiles = |index: usize| family.variants[index].tiles(m, n);
-        let index = if !even(product.a, b) {
+        let tile = if !even(operands) {
             UNEVEN
         } else if m <= family.variants[FEW_ROWS].m {
             FEW_ROWS
@@ -185,29 +224,41 @@ impl Plan {
         let parts = if settings.invariant {
             1
         } else {
-            (2 * MULTIPROCESSORS / tiles(index).max(1)).min(k / LEAST_TERMS).clamp(1, MOST_PARTS)
+            (2 * MULTIPROCESSORS / tiles(tile).max(1)).min(k / LEAST_TERMS).clamp(1, MOST_PARTS)
         };
-        Plan { family, variant: &family.variants[index], parts }
+        Plan { family, tile, parts }
     }
 
     /// The plan of a tile size (0 to 3) and a number of parts, where the operands allow it.
     pub(super) fn of(
-        index: usize,
+        tile: usize,
         parts: usize,
-        out: &ViewMut<'_>,
-        product: &Product<'_>,
-        b: View<'_>,
+        operands: [View<'_>; 2],
+        out: DType,
         settings: Settings,
     ) -> Plan {
-        let family = family(product.a.dtype(), out.dtype(), settings);
-        let index = if even(product.a, b) { index } else { UNEVEN };
-        Plan { family, variant: &family.variants[index], parts }
+        let tile = if even(operands) { tile } else { UNEVEN };
+        Plan { family: family(operands[0].dtype(), out, settings), tile, parts }
+    }
+
+    fn variant(&self) -> &'static Variant {
+        &self.family.variants[self.tile]
+    }
+
+    /// The launch of an instance in the plan's tiles.
+    fn geometry<'a>(&self, launch: Launch<'a>, m: usize, n: usize, parts: usize) -> Launch<'a> {
+        let variant = self.variant();
+        let slot = (variant.m + variant.n) * variant.k * self.family.size;
+        launch
+            .grid([variant.tiles(m, n), parts, 1])
+            .block(32 * variant.warps)
+            .shared(slot * variant.stages)
     }
 }
 
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [nn, ..] = self.variant.kernels;
+        let [nn, ..] = self.variant().kernels;
         write!(f, "{} parts, in the tiles of {nn}", self.parts)
     }
 }
@@ -222,8 +273,8 @@ fn family(dtype: DType, out: DType, settings: Settings) -> &'static Family {
 }
 
 /// Whether tiles of both operands can be copied in vectors of 16 bytes.
-fn even(a: View<'_>, b: View<'_>) -> bool {
-    [a, b].into_iter().all(|operand| vectorised(operand.dim(1), &[operand]) > 1)
+fn even(operands: [View<'_>; 2]) -> bool {
+    operands.into_iter().all(|operand| vectorised(operand.dim(1), &[operand]) > 1)
 }
 
 /// Whether four elements of a row of n (a multiple of 4) may be taken at once.
@@ -242,7 +293,8 @@ pub(super) fn run(
     plan: Plan,
 ) -> Result<()> {
     let (m, n, k) = (out.dim(0), out.dim(1), product.k);
-    let Plan { family, variant, parts } = plan;
+    let Plan { family, parts, .. } = plan;
+    let variant = plan.variant();
     let epilogue = product.epilogue;
     let k_of_part = k.div_ceil(parts).next_multiple_of(variant.k);
     let parts = k.div_ceil(k_of_part.max(1)).max(1);
@@ -273,11 +325,6 @@ pub(super) fn run(
     };
     let (device, source) = (out.device(), &CODE.sources[0]);
     let kernel = variant.kernels[layout as usize];
-    let multiply = |launch: Launch<'_>, arguments: &Gemm| {
-        let shared = (variant.m + variant.n) * variant.k * family.size * variant.stages;
-        let launch = launch.grid([variant.tiles(m, n), parts, 1]).block(32 * variant.warps);
-        launch.shared(shared).run(arguments)
-    };
     let mut launch = Launch::new(source, kernel, device);
     let (a, b) = (launch.read(product.a), launch.read(b));
     if parts == 1 {
@@ -289,12 +336,12 @@ pub(super) fn run(
             residual: launch.read_if(epilogue.residual),
             ..shape
         };
-        return multiply(launch, &arguments);
+        return plan.geometry(launch, m, n, 1).run(&arguments);
     }
     let mut sums = scratch::device(device, DType::F32, parts * m, n.next_multiple_of(4))?;
     let mut sums_view = sums.view_mut();
     let arguments = Gemm { a, b, partial: launch.write(&mut sums_view), ..shape };
-    multiply(launch, &arguments)?;
+    plan.geometry(launch, m, n, parts).run(&arguments)?;
 
     let mut launch = Launch::new(source, family.parts, device);
     let arguments = Gemm {
@@ -306,4 +353,42 @@ pub(super) fn run(
     };
     let blocks = (m * n.div_ceil(4)).div_ceil(256);
     launch.grid([blocks, 1, 1]).block(256).run(&arguments)
+}
+
+/// Computes a checked linear layer that ends in SwiGLU, as planned for its 2n columns.
+pub(super) fn swiglu(
+    mut out: ViewMut<'_>,
+    mut gate_up: Option<ViewMut<'_>>,
+    a: View<'_>,
+    b: View<'_>,
+    mut plan: Plan,
+) -> Result<()> {
+    let (m, n, k) = (out.dim(0), out.dim(1), a.dim(1));
+    let kernel = plan.family.swiglu[plan.tile].unwrap_or_else(|| {
+        plan.tile = SMALL;
+        plan.family.swiglu[SMALL].expect("the dtype of C is that of A")
+    });
+    let vectors = n.is_multiple_of(4)
+        && fours(out.as_view())
+        && gate_up.as_ref().is_none_or(|view| fours(view.as_view()));
+    let (out_stride, gate_up_stride) =
+        (out.row_stride() as u64, gate_up.as_ref().map_or(0, |view| view.row_stride() as u64));
+    let mut launch = Launch::new(&CODE.sources[0], kernel, out.device());
+    let arguments = GemmSwiglu {
+        out: launch.write(&mut out),
+        gate_up: launch.write_if(gate_up.as_mut()),
+        a: launch.read(a),
+        b: launch.read(b),
+        out_stride,
+        gate_up_stride,
+        a_stride: a.row_stride() as u64,
+        b_stride: b.row_stride() as u64,
+        m: m as u32,
+        n: n as u32,
+        k: k as u32,
+        k_of_part: k as u32,
+        vectors: vectors.into(),
+    };
+    // Each block computes half as many columns of `out` as its tile has: as many blocks as for 2n columns.
+    plan.geometry(launch, m, 2 * n, 1).run(&arguments)
 }

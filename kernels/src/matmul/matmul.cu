@@ -73,21 +73,22 @@ template <class T, class Out> DEVICE Global<float> partial_row(const Gemm<T, Out
     return args.partial + (u64(part) * args.m + row) * round_up(args.n, 4);
 }
 
-// Writes ROWS x COLUMNS sums that a warp has put into shared memory, in rows STRIDE apart: each lane takes four neighbours at a time. Row r
-// goes to row `row_of(r)` of C.
-template <int ROWS, int COLUMNS, int STRIDE, class T, class Out, class RowOf>
-DEVICE void write_rows(const Gemm<T, Out> &args, const Place &place, Shared<float> rows, u32 first_column, RowOf row_of) {
+// Hands on ROWS x COLUMNS numbers that a warp has put into shared memory, in rows STRIDE apart: each lane takes four neighbours at a time. Row
+// r belongs to row `row_of(r)` of C.
+template <int ROWS, int COLUMNS, int STRIDE, class RowOf, class Write>
+DEVICE void turn_rows(Shared<float> rows, u32 first_column, RowOf row_of, Write write) {
     constexpr u32 LANES = COLUMNS / 4;
-    const u32 own_row = lane() / LANES, own_column = lane() % LANES * 4, n = first_column + own_column;
+    const u32 column = lane() % LANES * 4;
     sync_warp();
     ROLLED
-    for (u32 row = own_row; row < ROWS; row += 32 / LANES) {
-        const Vector<float, 4> sums = load<4>(rows + (row * STRIDE + own_column));
-        const u32 m = row_of(row);
-        if (!args.partial) Finish<T, Out>{args}.write(m, n, sums);
-        else if (m < args.m && n < args.n) store(partial_row(args, place.part, m) + n, sums);
-    }
+    for (u32 row = lane() / LANES; row < ROWS; row += 32 / LANES) write(row_of(row), first_column + column, load<4>(rows + (row * STRIDE + column)));
     sync_warp();
+}
+
+// What is done with four neighbours of a sum's row: to C, or to the part's sums.
+template <class T, class Out> DEVICE void write_sums(const Gemm<T, Out> &args, u32 part, u32 m, u32 n, const Vector<float, 4> &sums) {
+    if (!args.partial) Finish<T, Out>{args}.write(m, n, sums);
+    else if (m < args.m && n < args.n) store(partial_row(args, part, m) + n, sums);
 }
 
 // Products by tensor cores: T is bf16, or float, which is rounded to TF32. Two blocks of four warps share a multiprocessor.
@@ -111,7 +112,9 @@ KERNEL(WARPS_M *WARPS_N * 32, 2) void gemm(const Gemm<T, Out> args) {
             store(to + 8 * STRIDE, Vector<float, 2>{{tile.sums[i][j][2], tile.sums[i][j][3]}});
         }
         const u32 first_row = place.m + Tile::warp_m() + i * 16;
-        write_rows<16, Tile::WARP_N, STRIDE>(args, place, rows, place.n + Tile::warp_n(), [=](u32 row) { return first_row + row; });
+        turn_rows<16, Tile::WARP_N, STRIDE>(
+            rows, place.n + Tile::warp_n(), [&](u32 row) { return first_row + row; },
+            [&](u32 m, u32 n, const Vector<float, 4> &sums) { write_sums(args, place.part, m, n, sums); });
     }
 }
 
@@ -131,8 +134,101 @@ KERNEL(WARPS_M *WARPS_N * 32, OWN_M *OWN_N > 32 ? 1 : 2) void gemm_exact(const G
         UNROLL
         for (int j = 0; j < OWN_N; j++) rows[lane() / 8 * STRIDE + Tile::column(lane() % 8, j)] = tile.sums[i][j];
         const u32 first_row = place.m + Tile::warp_m();
-        write_rows<4, 8 * OWN_N, STRIDE>(args, place, rows, place.n + Tile::warp_n(),
-                                         [=](u32 row) { return first_row + Tile::row(row, i); });
+        turn_rows<4, 8 * OWN_N, STRIDE>(
+            rows, place.n + Tile::warp_n(), [&](u32 row) { return first_row + Tile::row(row, i); },
+            [&](u32 m, u32 n, const Vector<float, 4> &sums) { write_sums(args, place.part, m, n, sums); });
+    }
+}
+
+// A linear layer whose first n outputs are gates and whose last n are what they open: out = silu(gate) * up.
+template <class T> struct GemmSwiglu {
+    Global<T> out;
+    // Both factors as `Gemm` would write them; null where they are not wanted.
+    Global<T> gate_up;
+    Global<const T> a, b;
+    u64 out_stride, gate_up_stride, a_stride, b_stride;
+    u32 m, n, k, k_of_part, vectors;
+};
+
+// Turns a warp's gates and the factors beside them into rows of `out`, and of `gate_up` where it is wanted. `value(which, column)` puts what
+// belongs in shared memory: gates (0), factors (1) or their product (2), each rounded as it is stored.
+template <int ROWS, int COLUMNS, int STRIDE, class T, class RowOf, class Put>
+DEVICE void write_swiglu(const GemmSwiglu<T> &args, Shared<float> rows, u32 first_column, RowOf row_of, Put put) {
+    UNROLL
+    for (int which = 0; which < 3; which++) {
+        if (which < 2 && !args.gate_up) continue;
+        put(which);
+        const Global<T> to = which == 2 ? args.out : args.gate_up;
+        const u64 stride = which == 2 ? args.out_stride : args.gate_up_stride;
+        const u32 beside = which == 1 ? args.n : 0;
+        turn_rows<ROWS, COLUMNS, STRIDE>(rows, first_column, row_of, [&](u32 m, u32 n, const Vector<float, 4> &values) {
+            if (m >= args.m || n >= args.n) return;
+            const Global<T> place = to + (m * stride + beside + n);
+            if (args.vectors) {
+                store(place, from_float<T>(values));
+            } else {
+                UNROLL
+                for (int i = 0; i < 4; i++)
+                    if (n + i < args.n) place[i] = from_float<T>(values[i]);
+            }
+        });
+    }
+}
+
+// The arithmetic of swiglu_forward on factors that were stored.
+template <class T> DEVICE float gated(int which, float gate, float up) {
+    if (which < 2) return which == 0 ? gate : up;
+    const float g = to_float(from_float<T>(gate));
+    return g * (1.0f / (1.0f + exp(-g))) * to_float(from_float<T>(up));
+}
+
+template <class T, int M, int N, int K, int WARPS_M, int WARPS_N, int STAGES, bool FAST>
+KERNEL(WARPS_M *WARPS_N * 32, 2) void gemm_swiglu(const GemmSwiglu<T> args) {
+    using Tile = TensorTile<T, NT, M, N, K, WARPS_M, WARPS_N, STAGES, FAST, true>;
+    const Place place = place_of_block<M, N / 2>(args);
+    Tile tile;
+    tile.run(Matrix<T>{args.a, args.a_stride, args.m, args.k}, Matrix<T>{args.b, args.b_stride, args.n, args.k}, place.m, place.n, 0, args.k);
+
+    constexpr int COLUMNS = Tile::WARP_N / 2, STRIDE = COLUMNS + 8;
+    static_assert(WARPS_M * WARPS_N * 16 * STRIDE * 4 <= Tile::SHARED_BYTES, "the rows fit where the tiles were");
+    const Shared<float> rows = shared<float>(warp() * 16 * STRIDE * 4);
+    UNROLL
+    for (int i = 0; i < Tile::ACROSS_M; i++) {
+        const u32 first_row = place.m + Tile::warp_m() + i * 16;
+        write_swiglu<16, COLUMNS, STRIDE>(
+            args, rows, place.n + Tile::warp_n() / 2, [&](u32 row) { return first_row + row; },
+            [&](int which) {
+                UNROLL
+                for (int j = 0; j < Tile::ACROSS_N / 2; j++) {
+                    const auto &gate = tile.sums[i][2 * j], &up = tile.sums[i][2 * j + 1];
+                    const Shared<float> to = rows + (lane() / 4 * STRIDE + j * 8 + lane() % 4 * 2);
+                    store(to, Vector<float, 2>{{gated<T>(which, gate[0], up[0]), gated<T>(which, gate[1], up[1])}});
+                    store(to + 8 * STRIDE, Vector<float, 2>{{gated<T>(which, gate[2], up[2]), gated<T>(which, gate[3], up[3])}});
+                }
+            });
+    }
+}
+
+template <int M, int N, int K, int WARPS_M, int WARPS_N, int OWN_M, int OWN_N, int STAGES, bool FAST>
+KERNEL(WARPS_M *WARPS_N * 32, OWN_M *OWN_N > 32 ? 1 : 2) void gemm_swiglu_exact(const GemmSwiglu<float> args) {
+    using Tile = ExactTile<NT, M, N, K, WARPS_M, WARPS_N, OWN_M, OWN_N, STAGES, FAST, true>;
+    const Place place = place_of_block<M, N / 2>(args);
+    Tile tile;
+    tile.run(Matrix<float>{args.a, args.a_stride, args.m, args.k}, Matrix<float>{args.b, args.b_stride, args.n, args.k}, place.m, place.n, 0,
+             args.k);
+
+    constexpr int COLUMNS = 4 * OWN_N, STRIDE = COLUMNS + 8;
+    const Shared<float> rows = shared<float>(warp() * 4 * STRIDE * 4);
+    UNROLL
+    for (int i = 0; i < OWN_M; i++) {
+        const u32 first_row = place.m + Tile::warp_m();
+        write_swiglu<4, COLUMNS, STRIDE>(
+            args, rows, place.n + Tile::warp_n() / 2, [&](u32 row) { return first_row + Tile::row(row, i); },
+            [&](int which) {
+                UNROLL
+                for (int j = 0; j < OWN_N / 2; j++)
+                    rows[lane() / 8 * STRIDE + j * 8 + lane() % 8] = gated<float>(which, tile.sums[i][2 * j], tile.sums[i][2 * j + 1]);
+            });
     }
 }
 
@@ -198,3 +294,14 @@ INSTANCE(gemm_exact<TN, 64, 64, 16, 4, 2, 4, 4, 4, false>)
 INSTANCE(gemm_parts<bf16, bf16>)
 INSTANCE(gemm_parts<bf16, float>)
 INSTANCE(gemm_parts<float, float>)
+INSTANCE(gemm_swiglu<bf16, 128, 128, 32, 2, 2, 4, true>)
+INSTANCE(gemm_swiglu<bf16, 64, 64, 64, 2, 2, 3, true>)
+INSTANCE(gemm_swiglu<bf16, 16, 64, 64, 1, 4, 6, true>)
+INSTANCE(gemm_swiglu<bf16, 64, 64, 64, 2, 2, 3, false>)
+INSTANCE(gemm_swiglu<float, 128, 128, 16, 2, 2, 4, true>)
+INSTANCE(gemm_swiglu<float, 64, 64, 32, 2, 2, 3, true>)
+INSTANCE(gemm_swiglu<float, 16, 64, 32, 1, 4, 6, true>)
+INSTANCE(gemm_swiglu<float, 64, 64, 32, 2, 2, 3, false>)
+INSTANCE(gemm_swiglu_exact<128, 128, 16, 4, 2, 8, 8, 4, true>)
+INSTANCE(gemm_swiglu_exact<64, 64, 16, 4, 2, 4, 4, 4, true>)
+INSTANCE(gemm_swiglu_exact<64, 64, 16, 4, 2, 4, 4, 4, false>)

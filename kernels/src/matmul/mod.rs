@@ -1,4 +1,4 @@
-//! Matrix products: C = op(A) op(B), with bias, activation and residual, or added to C.
+//! Matrix products: C = op(A) op(B), with bias, activation and residual, or added to C, or ended by SwiGLU.
 //!
 //! | layout | A | B | C\[i, j\] |
 //! |---|---|---|---|
@@ -24,8 +24,8 @@
 use prime_runtime::{DType, Device, Error, NamedDims, Result, Tensor, View, ViewMut};
 
 use self::cpu::{Product, Right, Word};
-use crate::arguments::{self, same_dtype};
-use crate::{reduce, simd};
+use crate::arguments::{self, same_dtype, with_float};
+use crate::{reduce, scratch, simd, swiglu};
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -198,6 +198,55 @@ pub fn accumulate(out: ViewMut<'_>, a: View<'_>, b: View<'_>, layout: Layout) ->
     dispatch(out, Product { k, a, transposed_a, right, epilogue, accumulate: true })
 }
 
+/// A linear layer that ends in SwiGLU: out = silu(gate) * up, where \[gate | up\] = A B^T, B 2n x k (the gate's n rows first). What
+/// [`forward`] in layout `NT` into an m x 2n buffer and [`crate::swiglu::forward`] of that compute, in the same roundings, without writing
+/// and reading the buffer; where the caller wants it, for the backward pass, it is written.
+///
+/// All have one dtype.
+///
+/// # Errors
+/// When shapes or dtypes disagree.
+pub fn forward_swiglu(
+    out: ViewMut<'_>,
+    gate_up: Option<ViewMut<'_>>,
+    a: View<'_>,
+    b: View<'_>,
+) -> Result<()> {
+    let operation = "matmul.forward_swiglu";
+    let mut dims = NamedDims::new(operation);
+    dims.bind("out", out.dims(), ["m", "n"])?;
+    dims.bind("a", a.dims(), ["m", "k"])?;
+    dims.bind("b", b.dims(), ["2 * n", "k"])?;
+    let (m, n) = (out.dim(0), out.dim(1));
+    if b.dim(0) != 2 * n {
+        let (b, out) = (b.dims(), out.dims());
+        return dims.fail(format!("`b` is {b:?}, but with `out` {out:?} it has {} rows", 2 * n));
+    }
+    if let Some(gate_up) = &gate_up {
+        dims.bind("gate_up", gate_up.dims(), ["m", "2 * n"])?;
+        same_dtype(operation, "gate_up", gate_up.as_view(), a.dtype())?;
+    }
+    arguments::float(operation, "a", a)?;
+    same_dtype(operation, "b", b, a.dtype())?;
+    same_dtype(operation, "out", out.as_view(), a.dtype())?;
+    if out.device() != Device::Cpu {
+        let plan = cuda::Plan::new([m, 2 * n, a.dim(1)], [a, b], a.dtype(), settings()?);
+        return cuda::swiglu(out, gate_up, a, b, plan);
+    }
+    let none = Epilogue::default();
+    match gate_up {
+        Some(mut gate_up) => {
+            forward(gate_up.reborrow(), a, b, Layout::NT, none)?;
+            swiglu::forward(out, gate_up.as_view())
+        }
+        None => with_float!(a.dtype(), E => {
+            let mut words = scratch::take::<E>(m * 2 * n)?;
+            forward(ViewMut::from_slice(&mut words, &[m, 2 * n]), a, b, Layout::NT, none)?;
+            swiglu::forward(out, View::from_slice(&words, &[m, 2 * n]))
+        }),
+    }
+}
+
 /// Gradients of [`forward`] (identity activation) for layouts `NN` and `NT`: `d_a` (dtype of A, or float32) is overwritten,
 /// `d_b` and `d_bias` (float32) are added to. The residual's gradient is `d_out` itself.
 ///
@@ -269,7 +318,8 @@ fn dispatch(out: ViewMut<'_>, product: Product<'_>) -> Result<()> {
                 (_, true) => Layout::NT,
                 _ => Layout::NN,
             };
-            let plan = cuda::Plan::new(&out, &product, b, settings()?);
+            let shape = [out.dim(0), out.dim(1), product.k];
+            let plan = cuda::Plan::new(shape, [product.a, b], out.dtype(), settings()?);
             cuda::run(out, &product, b, layout, plan)
         }
     }

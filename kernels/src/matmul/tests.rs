@@ -245,6 +245,10 @@ fn disagreeing_operands_are_refused_with_a_sentence() {
         )),
         "matmul.accumulate: `out` is bfloat16, expected float32"
     );
+    assert_eq!(
+        refusal(forward_swiglu(out.view_mut(), None, a.view(), b.view())),
+        "matmul.forward_swiglu: `b` is [5, 4], but with `out` [3, 5] it has 10 rows"
+    );
     let mut packed = Packed::new(b.view(), Layout::NT).unwrap();
     assert_eq!(
         refusal(packed.repack(a.view())),
@@ -307,8 +311,8 @@ mod emulated {
         };
         let view = out.view_mut();
         let plan = match tile {
-            Some((index, parts)) => Plan::of(index, parts, &view, &product, b, settings),
-            None => Plan::new(&view, &product, b, settings),
+            Some((index, parts)) => Plan::of(index, parts, [a, b], dtype, settings),
+            None => Plan::new([m, n, k], [a, b], dtype, settings),
         };
         cuda::run(view, &product, b, layout, plan).unwrap();
         out
@@ -399,6 +403,24 @@ mod emulated {
             sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
         assert_eq!(whole.view().to_f32_vec(), sums);
+    }
+
+    #[test]
+    fn swiglu_behind_a_product_is_the_bits_of_swiglu_after_it() {
+        for (dtype, settings) in SETTINGS {
+            let (a, b) = (dense(10, dtype, [70, 96]), dense(11, dtype, [2 * 136, 96]));
+            let views = [a.view(), b.view()];
+            let gate_up = product(views, Layout::NT, dtype, None, settings);
+            let mut after = case(DEVICE, 0).blank(dtype, &[70, 136]);
+            crate::swiglu::forward(after.view_mut(), gate_up.view()).unwrap();
+            for tile in 0..4 {
+                let mut out = case(DEVICE, 0).blank(dtype, &[70, 136]);
+                let plan = Plan::of(tile, 1, views, dtype, settings);
+                cuda::swiglu(out.view_mut(), None, a.view(), b.view(), plan).unwrap();
+                let (out, after) = (out.view().to_f32_vec(), after.view().to_f32_vec());
+                assert!(out == after, "{dtype} {settings:?} tile {tile}");
+            }
+        }
     }
 
     #[test]
