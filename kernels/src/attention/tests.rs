@@ -264,17 +264,3 @@ fn calls_that_disagree_with_the_contract_are_refused_with_a_sentence() {
         "attention.decode: span 1 starts at row 1 of `q`, but the spans before it reach row 2"
     );
 }
-
-/// On the emulated device.
-#[cfg(feature = "emulated")]
-mod emulated {
-    use prime_runtime::Device;
-
-    use crate::attention::check::check;
-    use crate::testing::assert_cases;
-
-    #[test]
-    fn random_packs_and_caches_agree_with_the_oracle() {
-        assert_cases(Device::Emulated, check);
-    }
-}

@@ -110,25 +110,7 @@ pub const fn emulated_available() -> bool {
 }
 
 /// The device code of all rooms.
-pub const CODE: &[&Code] = &[
-    &crate::adamw::CODE,
-    &crate::attention::CODE,
-    &crate::cast::CODE,
-    &crate::embedding::CODE,
-    &crate::fill::CODE,
-    &crate::gather::CODE,
-    &crate::log_prob::CODE,
-    &crate::matmul::CODE,
-    &crate::policy_loss::CODE,
-    &crate::prm_loss::CODE,
-    &crate::reduce::CODE,
-    &crate::rms_norm::CODE,
-    &crate::rope::CODE,
-    &crate::sample::CODE,
-    &crate::scan::CODE,
-    &crate::scatter::CODE,
-    &crate::swiglu::CODE,
-];
+pub const CODE: &[&Code] = crate::CODE;
 
 /// Checks that kernels can be started on a device in this build.
 ///

@@ -93,33 +93,3 @@ fn a_struct_is_read_with_its_types_and_several_names_a_line() {
     assert_eq!(found, expected.map(|(name, kind)| (name.to_owned(), kind.to_owned())));
     assert_eq!(fields_of(&text, "B"), None);
 }
-
-/// A test a room whose kernels run on the emulated device.
-#[cfg(feature = "emulated")]
-mod agrees_with_its_oracle_on_the_emulated_device {
-    macro_rules! rooms {
-        ($($name:ident,)*) => {
-            $(#[test]
-            fn $name() {
-                crate::testing::assert_cases(prime_runtime::Device::Emulated, crate::$name::check::check);
-            })*
-        };
-    }
-
-    rooms! {
-        adamw,
-        cast,
-        embedding,
-        fill,
-        gather,
-        log_prob,
-        policy_loss,
-        prm_loss,
-        reduce,
-        rms_norm,
-        rope,
-        sample,
-        scan,
-        swiglu,
-    }
-}

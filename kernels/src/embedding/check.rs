@@ -16,7 +16,7 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
     // Now and then rows longer than a device's block adds at once.
     let hidden = if random.below(40) == 0 { random.columns(5000) } else { hidden };
     // Now and then more tokens than a device's block looks at together.
-    let count = if random.below(40) == 0 { 900 + random.below(1400) } else { random.below(70) };
+    let count = if random.below(40) == 0 { 1000 + random.below(200) } else { random.below(70) };
     let tokens: Vec<u32> = (0..count).map(|_| random.below(vocabulary)).collect();
     let mut rows = |dtype, count: usize| random.rows(dtype, count, hidden, 1.0);
     let (table, d_out) = (rows(dtype, vocabulary as usize), rows(dtype, tokens.len()));
