@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use prime_kernels::policy_loss::Clip;
 use prime_model::{Config as ModelConfig, GenerationLimits, Generator, Mode, Sampling, Weights};
+use prime_runtime::Device;
 use prime_runtime::process::peak_memory_bytes;
 use serde::{Deserialize, Serialize};
 
@@ -387,9 +388,12 @@ impl Trainer {
     fn reward(&mut self, batch: &mut Rollouts, metrics: &mut Metrics) -> Result<()> {
         let Some(prm) = &mut self.prm else { return Ok(()) };
         let started = Instant::now();
+        let samples_what_it_trains =
+            self.config.rollout.temperature == 1.0 && self.config.device() == Device::Cpu;
         batch.ref_log_probs = match &mut prm.reference {
-            // The sampler's log-probs are the policy's, bit for bit; at another temperature they are of another distribution.
-            None if self.config.rollout.temperature == 1.0 => batch.old_log_probs.clone(),
+            // On the host the sampler's log-probs are the trainer's, bit for bit; at another temperature they are of another distribution.
+            // Elsewhere they differ by roundings, which would be rewards where the PRM is still the policy.
+            None if samples_what_it_trains => batch.old_log_probs.clone(),
             None => score(&mut self.engine, &self.policy.weights, batch)?,
             Some(frozen) => {
                 let engine = frozen.engine.as_mut().unwrap_or(&mut self.engine);

@@ -658,6 +658,43 @@ fn a_program_without_the_emulated_device_says_how_to_build_one_with_it() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "no run was begun");
 }
 
+/// In bfloat16, with everything that a run has: SFT, the PRM's warm-up, PRIME, evaluations, checkpoints; then the models it left.
+#[cfg(feature = "emulated")]
+#[test]
+fn a_run_on_the_emulated_device_ends_with_its_table_and_models_that_go_on_anywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = ["--device", "emulated", "--set", "model.dtype=bfloat16"];
+    let out = ["--out", "run"];
+    let train = |more: &[&str]| prime_in(folder.path(), &[&["train"], more].concat(), "");
+    let ran = train(&[&TINY[..], &device, &out].concat()).expect(0);
+    assert!(ran.out.contains("| start of RL |") && ran.out.contains("| PRIME |"), "{}", ran.out);
+    assert_eq!(train(&["--resume", "--out", "run"]).expect(0).out, ran.out);
+    let other = train(&["--resume", "--out", "run", "--device", "cpu"]).expect(1);
+    assert!(other.err.contains("device was \"emulated\", now \"cpu\""), "{}", other.err);
+
+    let greedy = |device: &str| {
+        let args = ["generate", "--model", "run", "--prompt", "1+2:", "--temperature", "0"];
+        let more = ["--max-new-tokens", "3", "--json", "--device", device];
+        prime_in(folder.path(), &[&args[..], &more].concat(), "").expect(0).lines().remove(0)
+    };
+    let (here, there) = (greedy("cpu"), greedy("emulated"));
+    assert_eq!(here["token_ids"], there["token_ids"]);
+    let score = |device: &str| {
+        let args = ["score", "--model", "run", "--input", "-", "--output", "-", "--device", device];
+        let line = "{\"prompt\": \"1+2:\", \"response\": \"3\"}";
+        prime_in(folder.path(), &args, line).expect(0).lines().remove(0)
+    };
+    let config = Config::load(&folder.path().join("run/sft/policy")).unwrap();
+    let pairs = floats(&score("cpu")["log_probs"]);
+    for (a, b) in pairs.iter().zip(floats(&score("emulated")["log_probs"])) {
+        assert!((a - b).abs() <= tolerance(&config, 8), "{a} and {b}");
+    }
+    let args = ["eval", "--model", "run", "--device", "emulated", "--problems", "2", "--json"];
+    let more = ["--max-new-tokens", "4"];
+    let report = &prime_in(folder.path(), &[&args[..], &more].concat(), "").expect(0).lines()[0];
+    assert_eq!(report["problems"], json!(2));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_reader_that_has_gone_is_no_failure() {

@@ -75,6 +75,11 @@ fn log_probs_entropies_losses_and_gradients_are_those_of_transformers() {
     compare_with_transformers(Device::Cpu);
 }
 
+#[test]
+fn log_probs_entropies_losses_and_gradients_are_those_of_transformers_on_the_emulated_device() {
+    compare_with_transformers(Device::Emulated);
+}
+
 fn compare_with_transformers(device: Device) {
     for Case { name, expected, config, weights } in cases(device) {
         for (text, mode) in [(0, Mode::Train), (1, Mode::TrainCheckpointed), (2, Mode::Train)] {
@@ -154,6 +159,11 @@ fn generator(config: &Config, weights: &Weights, slots: usize, positions: usize)
 #[test]
 fn greedy_continuations_are_those_of_transformers() {
     compare_greedy_continuations(Device::Cpu, 24);
+}
+
+#[test]
+fn greedy_continuations_are_those_of_transformers_on_the_emulated_device() {
+    compare_greedy_continuations(Device::Emulated, 6);
 }
 
 /// In two slots, so that the third text waits and takes over a cache.

@@ -4,6 +4,7 @@
 //! tokens. The kernels and their reduction orders are those of training, so the log-probability that a sample is reported with is the one
 //! that [`crate::Decoder::forward`] computes for it, bit for bit, whatever else was in the batch.
 
+mod graphs;
 mod linear;
 mod pass;
 
@@ -16,6 +17,7 @@ use crate::decoder::Sizes;
 use crate::transfer::fetch;
 use crate::{Config, Error, Layout, Result, Weights, rope_tables};
 
+use graphs::Graphs;
 use linear::{LayerLinears, Linear};
 use pass::{Buffers, Drawn, Step, StepUpload, copy_rows, layer_forward, plan_buffers};
 
@@ -115,6 +117,7 @@ pub struct Generator {
     step: Step,
     upload: StepUpload,
     drawn: Drawn,
+    graphs: Graphs,
     /// The prompt whose keys and values the first rows of a slot hold.
     resident: Vec<Option<Arc<[u32]>>>,
     active: Vec<Option<Active>>,
@@ -159,6 +162,7 @@ impl Generator {
             step: Step::default(),
             upload: StepUpload::new(device, limits)?,
             drawn: Drawn::new(device, limits),
+            graphs: Graphs::new(device),
             resident: vec![None; limits.slots],
             active: (0..limits.slots).map(|_| None).collect(),
         })
@@ -382,6 +386,7 @@ impl Generator {
     ) -> Result<usize> {
         let count = self.step.drawn_slots.len();
         let tokens: &[u32] = fetch(self.buffers.tokens.head(count), &mut self.drawn.tokens)?;
+        sample::check_drawn(tokens, &self.step.rows)?;
         let log_probs: &[f32] =
             fetch(self.buffers.log_probs.head(count), &mut self.drawn.log_probs)?;
         let entropy: &[f32] = fetch(self.buffers.entropy.head(count), &mut self.drawn.entropy)?;
@@ -413,52 +418,69 @@ impl Generator {
 
     /// One pass of the ragged batch through the model, and the draws.
     fn forward(&mut self) -> Result<()> {
-        let step = &self.step;
-        self.upload.send(step)?;
-        let lists = self.upload.views(step);
-        let tokens = step.tokens.len();
-        let sizes = Sizes::new(&self.config, tokens);
-        let buffers = &mut self.buffers;
-        let table =
-            self.weights.view(&self.layout.embedding, &[self.config.vocab_size, sizes.hidden]);
-        embedding::forward(buffers.stream.head_mut(tokens), lists.tokens, table)?;
-        for (index, linears) in self.layers.iter().enumerate() {
-            let caches = (&mut self.keys[index], &mut self.values[index]);
-            let tables = (&self.cos, &self.sin);
-            layer_forward(
-                &self.config,
-                &self.weights,
-                index,
-                linears,
-                lists,
-                tables,
-                caches,
-                sizes,
-                buffers,
+        let Generator {
+            config,
+            layout,
+            weights,
+            layers,
+            head,
+            cos,
+            sin,
+            keys,
+            values,
+            buffers,
+            step,
+            upload,
+            graphs,
+            ..
+        } = self;
+        upload.send(step)?;
+        let lists = upload.views(step);
+        let (tokens, picked) = (step.tokens.len(), step.picked.len());
+        let sizes = Sizes::new(config, tokens);
+        graphs.run(step, || {
+            let table = weights.view(&layout.embedding, &[config.vocab_size, sizes.hidden]);
+            embedding::forward(buffers.stream.head_mut(tokens), lists.tokens, table)?;
+            for (index, linears) in layers.iter().enumerate() {
+                let caches = (&mut keys[index], &mut values[index]);
+                layer_forward(
+                    config,
+                    weights,
+                    index,
+                    linears,
+                    lists,
+                    (cos, sin),
+                    caches,
+                    sizes,
+                    buffers,
+                )?;
+            }
+            if picked == 0 {
+                return Ok(());
+            }
+            gather::forward(
+                buffers.picked.head_mut(picked),
+                buffers.stream.head(tokens),
+                lists.picked,
             )?;
-        }
-        let picked = step.picked.len();
+            rms_norm::forward(
+                buffers.picked_normed.head_mut(picked),
+                buffers.rstd.head_mut(picked),
+                buffers.picked.head(picked),
+                weights.view(&layout.final_norm, &[sizes.hidden]),
+                config.rms_norm_eps,
+            )?;
+            Ok(())
+        })?;
         if picked == 0 {
             return Ok(());
         }
-        gather::forward(
-            buffers.picked.head_mut(picked),
-            buffers.stream.head(tokens),
-            lists.picked,
-        )?;
-        rms_norm::forward(
-            buffers.picked_normed.head_mut(picked),
-            buffers.rstd.head_mut(picked),
-            buffers.picked.head(picked),
-            self.weights.view(&self.layout.final_norm, &[sizes.hidden]),
-            self.config.rms_norm_eps,
-        )?;
-        self.head.sample(
+        head.sample(
             buffers.tokens.head_mut(picked),
             buffers.log_probs.head_mut(picked),
             buffers.entropy.head_mut(picked),
             buffers.picked_normed.head(picked),
-            &self.weights,
+            weights,
             &step.rows,
         )
     }
