@@ -114,11 +114,7 @@ DEVICE void multiply_stage(float (&sums)[FRAGMENTS][4][4], Shared<u8> left, Shar
             load_matrix_x4(pair, chunk_at<bf16>(right, row, 2 * k + lane() / 8 % 2));
             b[j][0] = pair[0], b[j][1] = pair[1], b[j + 1][0] = pair[2], b[j + 1][1] = pair[3];
         }
-        UNROLL
-        for (u32 i = 0; i < FRAGMENTS; i++) {
-            UNROLL
-            for (u32 j = 0; j < 4; j++) mma_m16n8k16<bf16>(sums[i][j], a[i], b[j]);
-        }
+        mma_fragments<bf16>(sums, a, b);
     }
 }
 

@@ -257,3 +257,43 @@ fn bad_arguments_get_a_sentence() {
         assert_eq!(message(weight, 1, temperature), expected);
     }
 }
+
+#[cfg(feature = "emulated")]
+#[test]
+fn a_tokens_bits_on_a_device_are_the_same_in_every_batch_and_tile_shape() {
+    use prime_runtime::Device;
+    let numbers = |hidden: View<'_>, weight: View<'_>, targets: View<'_>| {
+        let on_device = |values: &[f32]| {
+            from_f32(values, DType::F32, &[values.len()]).to(Device::Emulated).unwrap()
+        };
+        let mut outputs = [(); 3].map(|()| on_device(&vec![0.0; hidden.dim(0)]));
+        let [a, b, c] = outputs.each_mut().map(|output| output.view_mut());
+        super::forward(a, b, c, hidden, weight, targets, 0.7).unwrap();
+        outputs.map(|output| {
+            let values = output.view().to_f32_vec();
+            values.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        })
+    };
+    for dtype in [DType::F32, DType::BF16] {
+        let case = case(11, dtype, [150, 1100, 40]);
+        let [hidden, weight, targets] = [&case.hidden, &case.weight, &case.targets]
+            .map(|tensor| tensor.to(Device::Emulated).unwrap());
+        // 150 tokens have tiles of 128 rows, 60 of 64 and 1 of 16.
+        let whole = numbers(hidden.view(), weight.view(), targets.view());
+        let compare = |range: std::ops::Range<usize>, part: [Vec<u32>; 3]| {
+            for (whole, part) in whole.iter().zip(part) {
+                assert_eq!(whole[range.clone()], part, "{dtype} {range:?}");
+            }
+        };
+        for range in [0..60, 77..78] {
+            let hidden = hidden.view().rows(range.clone());
+            let part = numbers(hidden, weight.view(), targets.view().rows(range.clone()));
+            compare(range, part);
+        }
+        // Rows that are not aligned to vectors of 16 bytes have tiles of their own.
+        let mut spread = Tensor::zeros(Device::Emulated, dtype, &[150, 41]).unwrap();
+        spread.view_mut().into_columns(1..41).copy_from(hidden.view()).unwrap();
+        let part = numbers(spread.view().columns(1..41), weight.view(), targets.view());
+        compare(0..150, part);
+    }
+}

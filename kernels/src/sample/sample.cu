@@ -134,7 +134,10 @@ DEVICE Measure measure(const Row &row, const Interval &interval) {
         }
     }
     sync_block();
-    return Measure{row.told[0], row.told[1]};
+    const Measure all{row.told[0], row.told[1]};
+    // What is told next waits until all have read this.
+    sync_block();
+    return all;
 }
 
 /// Writes the logits of an interval just measured, LISTED at most, into the row's list, in the order of ids.

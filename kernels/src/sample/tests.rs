@@ -170,10 +170,9 @@ fn settings_that_leave_one_token_take_the_most_likely() {
     }
 }
 
-#[test]
-fn ties_fall_to_the_lower_ids() {
-    let logits = [-5.0, 2.0, 1.0, 2.0, -0.0, 2.0, 0.0, 2.0];
-    for (row, expected) in [
+/// Settings that cut a row of ties, and what they keep of it.
+fn ties() -> ([f32; 8], Vec<(Row, Vec<u32>)>) {
+    let kept = vec![
         (Row { temperature: 0.0, ..PLAIN }, vec![1]),
         (Row { top_k: 2, ..PLAIN }, vec![1, 3]),
         (Row { top_k: 3, top_p: 0.6, ..PLAIN }, vec![1, 3]),
@@ -182,7 +181,26 @@ fn ties_fall_to_the_lower_ids() {
         (Row { min_p: 1.0, ..PLAIN }, vec![1, 3, 5, 7]),
         // Negative zero is as likely as zero.
         (Row { top_k: 6, ..PLAIN }, vec![1, 2, 3, 4, 5, 7]),
-    ] {
+    ];
+    ([-5.0, 2.0, 1.0, 2.0, -0.0, 2.0, 0.0, 2.0], kept)
+}
+
+/// Settings of a row of 5000 entries as likely, and below which id they keep all.
+fn flat() -> [(Row, u32); 5] {
+    [
+        (Row { top_k: 4000, ..PLAIN }, 4000),
+        (Row { top_k: 40, ..PLAIN }, 40),
+        // Masses of 1 sum without rounding, so that the boundary is exact.
+        (Row { top_p: 0.5, ..PLAIN }, 2500),
+        (Row { top_k: 1000, top_p: 0.25, ..PLAIN }, 250),
+        (PLAIN, 5000),
+    ]
+}
+
+#[test]
+fn ties_fall_to_the_lower_ids() {
+    let (logits, settings) = ties();
+    for (row, expected) in settings {
         let mut drawn = from_logits(&logits, &at_positions(row, 2000)).unwrap().tokens;
         drawn.sort_unstable();
         drawn.dedup();
@@ -193,14 +211,7 @@ fn ties_fall_to_the_lower_ids() {
 #[test]
 fn flat_distributions_of_many_entries_keep_as_many_as_they_should() {
     let logits = vec![0.5f32; 5000];
-    for (row, below) in [
-        (Row { top_k: 4000, ..PLAIN }, 4000),
-        (Row { top_k: 40, ..PLAIN }, 40),
-        // Masses of 1 sum without rounding, so that the boundary is exact.
-        (Row { top_p: 0.5, ..PLAIN }, 2500),
-        (Row { top_k: 1000, top_p: 0.25, ..PLAIN }, 250),
-        (PLAIN, 5000),
-    ] {
+    for (row, below) in flat() {
         let drawn = from_logits(&logits, &at_positions(row, 1000)).unwrap().tokens;
         let greatest = *drawn.iter().max().unwrap();
         // 1000 draws miss the upper twentieth once in e^51.
@@ -287,4 +298,78 @@ fn bad_arguments_get_a_sentence() {
         sample(hidden.view(), weight.view(), &[PLAIN]).unwrap_err().to_string(),
         "sample.forward: `weight` is [2, 2], but its dimension `hidden` is 3 in `hidden`"
     );
+}
+
+/// Draws of the emulated device, where the random numbers and the order of entries are the host's.
+#[cfg(feature = "emulated")]
+mod on_the_emulated_device {
+    use prime_runtime::Device;
+
+    use super::*;
+
+    fn sample(hidden: &Tensor, weight: &Tensor, rows: &[Row]) -> Draws {
+        let count = rows.len();
+        let floats = || Tensor::zeros(Device::Emulated, DType::F32, &[count]).unwrap();
+        let mut tokens = Tensor::zeros(Device::Emulated, DType::U32, &[count]).unwrap();
+        let (mut log_probs, mut entropy) = (floats(), floats());
+        let [hidden, weight] = [hidden, weight].map(|tensor| tensor.to(Device::Emulated).unwrap());
+        forward(
+            tokens.view_mut(),
+            log_probs.view_mut(),
+            entropy.view_mut(),
+            hidden.view(),
+            Weight::Plain(weight.view()),
+            rows,
+        )
+        .unwrap();
+        Draws {
+            tokens: tokens.view().to_vec().unwrap(),
+            log_probs: log_probs.view().to_f32_vec(),
+            entropy: entropy.view().to_f32_vec(),
+        }
+    }
+
+    fn from_logits(logits: &[f32], rows: &[Row]) -> Draws {
+        let hidden = from_f32(&vec![1.0; rows.len()], DType::F32, &[rows.len(), 1]);
+        sample(&hidden, &from_f32(logits, DType::F32, &[logits.len(), 1]), rows)
+    }
+
+    #[test]
+    fn ties_fall_to_the_lower_ids_as_on_the_host() {
+        let (logits, settings) = ties();
+        for (row, _) in settings {
+            let rows = at_positions(row, 30);
+            let expected = super::from_logits(&logits, &rows).unwrap().tokens;
+            assert_eq!(from_logits(&logits, &rows).tokens, expected, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn flat_distributions_of_many_entries_keep_as_many_as_on_the_host() {
+        // More entries as likely than a block lists.
+        let logits = vec![0.5f32; 5000];
+        for (row, below) in flat() {
+            let rows = at_positions(row, 12);
+            let drawn = from_logits(&logits, &rows).tokens;
+            assert!(drawn.iter().all(|&token| token < below), "{drawn:?} {row:?}");
+            assert_eq!(drawn, super::from_logits(&logits, &rows).unwrap().tokens, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn rows_with_logits_that_are_not_finite_are_named_and_leave_the_others_alone() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let rows = at_positions(Row { top_k: 3, top_p: 0.9, ..PLAIN }, 5);
+            let hidden = from_f32(&[1.0, 1.0, bad, 1.0, bad], DType::F32, &[5, 1]);
+            let weight = from_f32(&vec![0.5; 1500], DType::F32, &[1500, 1]);
+            let draws = sample(&hidden, &weight, &rows);
+            let undrawn = |i: &usize| draws.tokens[*i] == u32::MAX && draws.log_probs[*i].is_nan();
+            assert_eq!((0..5).filter(undrawn).collect::<Vec<_>>(), [2, 4], "{bad}");
+            assert_eq!(
+                crate::sample::check_drawn(&draws.tokens, &rows).unwrap_err().to_string(),
+                "sample.forward: row 2 (temperature 1) has a logit that is not a finite number: \
+                 its hidden state or the weight has diverged"
+            );
+        }
+    }
 }
