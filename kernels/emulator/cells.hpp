@@ -38,6 +38,27 @@ template <class History, class Who, int READERS> class CellAccess {
         return Conflict();
     }
 
+    // The whole of a cell that is not split.
+    Conflict leaf(TheCell &cell) {
+        if (cell.write_epoch != 0) {
+            const bool both_atomic = kind == AccessKind::ATOMIC && cell.flags & TheCell::ATOMIC_WRITE;
+            if (!both_atomic && !over(cell.writer, cell.write_epoch)) return Conflict{Conflict::WITH_WRITE, u64(cell.writer)};
+            if (actor.asynchronous && kind == AccessKind::READ && !(cell.flags & TheCell::ASYNC_WRITE) &&
+                !history.fenced(actor, cell.writer, cell.write_epoch)) {
+                return Conflict{Conflict::UNFENCED, u64(cell.writer)};
+            }
+        }
+        if (kind == AccessKind::READ) {
+            note_read(cell);
+            return Conflict();
+        }
+        for (u32 i = 0; i < cell.readers; i++) {
+            if (!over(cell.reader[i], cell.read_epoch[i])) return Conflict{Conflict::WITH_READ, u64(cell.reader[i])};
+        }
+        note_write(cell);
+        return Conflict();
+    }
+
   private:
     Conflict access_child(u32 child, u32 index, u32 size, u32 from, u32 to) {
         if (from == 0 && to == size && !(history.store().four(child)[index].flags & TheCell::SPLIT)) return leaf(history.store().four(child)[index]);
@@ -71,29 +92,15 @@ template <class History, class Who, int READERS> class CellAccess {
         cell.flags = u8((kind == AccessKind::ATOMIC ? TheCell::ATOMIC_WRITE : 0) | (actor.asynchronous ? TheCell::ASYNC_WRITE : 0));
     }
 
-    Conflict leaf(TheCell &cell) {
-        if (cell.write_epoch != 0) {
-            const bool both_atomic = kind == AccessKind::ATOMIC && cell.flags & TheCell::ATOMIC_WRITE;
-            if (!both_atomic && !over(cell.writer, cell.write_epoch)) return Conflict{Conflict::WITH_WRITE, u64(cell.writer)};
-            if (actor.asynchronous && kind == AccessKind::READ && !(cell.flags & TheCell::ASYNC_WRITE) &&
-                !history.fenced(actor, cell.writer, cell.write_epoch)) {
-                return Conflict{Conflict::UNFENCED, u64(cell.writer)};
-            }
-        }
-        if (kind == AccessKind::READ) {
-            note_read(cell);
-            return Conflict();
-        }
-        for (u32 i = 0; i < cell.readers; i++) {
-            if (!over(cell.reader[i], cell.read_epoch[i])) return Conflict{Conflict::WITH_READ, u64(cell.reader[i])};
-        }
-        note_write(cell);
-        return Conflict();
-    }
-
     bool over(Who who, u32 epoch) { return who == self || history.over(actor, who, epoch); }
 
     void note_read(TheCell &cell) {
+        if (cell.readers == 0) {
+            cell.reader[0] = self;
+            cell.read_epoch[0] = actor.epoch;
+            cell.readers = 1;
+            return;
+        }
         u32 kept = 0;
         for (u32 i = 0; i < cell.readers; i++) {
             // Whoever knows of this read will know of what this reader knows to be over.

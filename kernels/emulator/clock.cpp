@@ -34,6 +34,7 @@ Clock *ClockPool::allocate() {
     }
     clock->references = 1;
     clock->foreign = 0;
+    clock->newest = 0;
     return clock;
 }
 
@@ -54,6 +55,7 @@ Clock *ClockPool::copy(const Clock *clock) {
     Clock *result = allocate();
     if (clock) {
         result->foreign = clock->foreign;
+        result->newest = clock->newest;
         std::memcpy(result->times, clock->times, count * sizeof(u32));
     } else {
         std::memset(result->times, 0, count * sizeof(u32));
@@ -79,6 +81,7 @@ Clock *ClockPool::join(Clock *a, Clock *b) {
         result = allocate();
         for (u32 i = 0; i < count; i++) result->times[i] = std::max(a->times[i], b->times[i]);
         result->foreign = join_foreign(a->foreign, b->foreign);
+        result->newest = std::max(a->newest, b->newest);
     }
     last_a = a;
     last_b = b;
@@ -90,6 +93,7 @@ Clock *ClockPool::with(Clock *clock, u32 who, u32 epoch) {
     if (knows(clock, who, epoch)) return share(clock);
     Clock *result = copy(clock);
     result->times[who] = epoch;
+    result->newest = std::max(result->newest, epoch);
     return result;
 }
 
@@ -186,6 +190,7 @@ void meet_threads(Group &group, Thread *const *threads, u32 count) {
         pool.replace(all.fenced, pool.join(all.fenced, threads[i]->fenced));
     }
     Clock *clock = pool.copy(all.clock);
+    clock->newest = group.now;
     bool any_fence = false;
     for (u32 i = 0; i < count; i++) {
         clock->times[threads[i]->id] = threads[i]->epoch;
@@ -194,6 +199,7 @@ void meet_threads(Group &group, Thread *const *threads, u32 count) {
     pool.replace(all.clock, clock);
     if (any_fence) {
         Clock *fenced = pool.copy(all.fenced);
+        fenced->newest = group.now;
         for (u32 i = 0; i < count; i++) fenced->times[threads[i]->id] = std::max(fenced->times[threads[i]->id], threads[i]->fence_epoch);
         pool.replace(all.fenced, fenced);
     }

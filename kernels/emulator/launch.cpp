@@ -202,6 +202,7 @@ std::vector<Buffer> buffers_of(const prime_launch &request) {
         buffer.span = given.rows == 0 ? 0 : (given.rows - 1) * given.row_stride + given.row_bytes;
         buffer.written = given.written;
         buffer.writable = given.writable != 0;
+        buffer.region = GlobalRaces::UNWATCHED;
         buffer.contiguous = given.rows <= 1 || given.row_stride == given.row_bytes;
     }
     return buffers;

@@ -10,38 +10,6 @@ namespace {
 constexpr u32 ASYNC_UNIT = 16;
 constexpr u64 ADDRESS_MASK = (1ull << 48) - 1;
 
-constexpr u64 EIGHT_WRITTEN = 0x0101010101010101ull * WRITTEN;
-
-// Whether `bytes` bytes from `state` on are `WRITTEN`, apart from the bits of `ignored`.
-template <u64 IGNORED> inline bool all_written(const u8 *state, u32 bytes) {
-    u64 low, high;
-    switch (bytes) {
-    case 2: {
-        u16 word;
-        std::memcpy(&word, state, 2);
-        return (word | u16(IGNORED)) == u16(EIGHT_WRITTEN);
-    }
-    case 4: {
-        u32 word;
-        std::memcpy(&word, state, 4);
-        return (word | u32(IGNORED)) == u32(EIGHT_WRITTEN);
-    }
-    case 8: std::memcpy(&low, state, 8); return (low | IGNORED) == EIGHT_WRITTEN;
-    case 16:
-        std::memcpy(&low, state, 8);
-        std::memcpy(&high, state + 8, 8);
-        return (low | IGNORED) == EIGHT_WRITTEN && (high | IGNORED) == EIGHT_WRITTEN;
-    default:
-        for (u32 i = 0; i < bytes; i++) {
-            if ((state[i] | u8(IGNORED)) != WRITTEN) return false;
-        }
-        return true;
-    }
-}
-
-// Whether there is neither a barrier nor a copy under way: bytes are `WRITTEN` or `NEVER_WRITTEN`, which differ in one bit.
-inline bool all_plain(const u8 *state, u32 bytes) { return all_written<EIGHT_WRITTEN>(state, bytes); }
-
 const char *describe(const Buffer &buffer, char (&text)[160]) {
     if (buffer.rows <= 1) {
         snprintf(text, sizeof text, "its view of %llu bytes", buffer.row_bytes);
@@ -197,9 +165,9 @@ SharedPlace find_shared_slow(u32 address, u32 bytes, u32 alignment, const char *
     return SharedPlace{memory, block, offset};
 }
 
-void check_shared_read(const SharedPlace &place, u32 bytes, const char *what) {
+// Says why bytes may not be read, unless that check is switched off.
+void refuse_shared_read(const SharedPlace &place, u32 bytes, const char *what) {
     const u8 *state = place.state();
-    if (all_written<0>(state, bytes)) return;
     for (u32 i = 0; i < bytes; i++) {
         switch (state[i]) {
         case NEVER_WRITTEN:

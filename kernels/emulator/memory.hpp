@@ -97,16 +97,61 @@ inline SharedPlace find_shared(u32 address, u32 bytes, u32 alignment, const char
     return find_shared_slow(address, bytes, alignment, what);
 }
 
+// The accesses of a thread, or of an asynchronous unit: end the launch when nothing orders them after what they conflict with.
+void order_shared_now(const SharedPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
+void order_global_now(const GlobalPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
+
+inline void order_shared(const SharedPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
+    if (place.block->group->races) order_shared_now(place, bytes, kind, actor, what);
+}
+inline void order_global(const GlobalPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
+    if (place.buffer->region != GlobalRaces::UNWATCHED) order_global_now(place, bytes, kind, actor, what);
+}
+
 // Whole accesses of one thread: the checks, and then the bytes.
 void read_global(void *to, u64 address, u32 bytes, u32 alignment);
 void write_global(u64 address, const void *from, u32 bytes, u32 alignment);
 void read_shared(void *to, u32 address, u32 bytes, u32 alignment);
 void write_shared(u32 address, const void *from, u32 bytes, u32 alignment);
 
+// Whether all of these bytes of state (1, 2, 4, 8, 16 or any number of them) are `WRITTEN`, apart from the bits of IGNORED.
+template <u64 IGNORED> inline bool all_written(const u8 *state, u32 bytes) {
+    constexpr u64 EIGHT_WRITTEN = 0x0101010101010101ull * WRITTEN;
+    u64 low, high;
+    switch (bytes) {
+    case 2: {
+        u16 word;
+        std::memcpy(&word, state, 2);
+        return (word | u16(IGNORED)) == u16(EIGHT_WRITTEN);
+    }
+    case 4: {
+        u32 word;
+        std::memcpy(&word, state, 4);
+        return (word | u32(IGNORED)) == u32(EIGHT_WRITTEN);
+    }
+    case 8: std::memcpy(&low, state, 8); return (low | IGNORED) == EIGHT_WRITTEN;
+    case 16:
+        std::memcpy(&low, state, 8);
+        std::memcpy(&high, state + 8, 8);
+        return (low | IGNORED) == EIGHT_WRITTEN && (high | IGNORED) == EIGHT_WRITTEN;
+    default:
+        for (u32 i = 0; i < bytes; i++) {
+            if ((state[i] | u8(IGNORED)) != WRITTEN) return false;
+        }
+        return true;
+    }
+}
+
+// Whether there is neither a barrier nor a copy under way: bytes are `WRITTEN` or `NEVER_WRITTEN`, which differ in one bit.
+inline bool all_plain(const u8 *state, u32 bytes) { return all_written<0x0101010101010101ull>(state, bytes); }
+
 // The checks of bytes found before.
 void check_global_read(const GlobalPlace &place, u32 bytes, const char *what);
 void note_global_write(const GlobalPlace &place, u32 bytes, const char *what);
-void check_shared_read(const SharedPlace &place, u32 bytes, const char *what);
+void refuse_shared_read(const SharedPlace &place, u32 bytes, const char *what);
+inline void check_shared_read(const SharedPlace &place, u32 bytes, const char *what) {
+    if (!all_written<0>(place.state(), bytes)) refuse_shared_read(place, bytes, what);
+}
 void note_shared_write(const SharedPlace &place, u32 bytes, const char *what);
 
 // Copies 2, 4, 8 or 16 bytes (any number, but these without a call).

@@ -116,6 +116,10 @@ void SharedRaces::reset(u32 bytes) {
 Conflict SharedRaces::access(const Group &group, const Actor &actor, AccessKind kind, u32 offset, u32 bytes) {
     SharedHistory history{group, children};
     CellAccess<SharedHistory, u16, 4> rules(history, actor, kind);
+    if (bytes == CELL_BYTES && offset % CELL_BYTES == 0) {
+        SharedCell &cell = cells[offset / CELL_BYTES];
+        if (!(cell.flags & SharedCell::SPLIT)) return rules.leaf(cell);
+    }
     const u32 end = offset + bytes;
     while (offset < end) {
         const u32 from = offset % CELL_BYTES, to = std::min(end - offset + from, CELL_BYTES);
@@ -191,19 +195,17 @@ Conflict GlobalRaces::access(const Group &group, const Actor &actor, AccessKind 
     return Conflict();
 }
 
-void order_shared(const SharedPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
+void order_shared_now(const SharedPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
     const Group &group = *place.block->group;
-    if (!group.races) return;
     const Conflict conflict = place.memory->races.access(group, actor, kind, place.offset, bytes);
     if (conflict.kind == Conflict::NONE) return;
     const Text text = describe(conflict, group, group.number, u32(conflict.who));
     fail("%s of %u bytes at byte %u of shared memory %s", what, bytes, place.offset, text.text);
 }
 
-void order_global(const GlobalPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
+void order_global_now(const GlobalPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
     const Group &group = *current_thread->block->group;
     const Buffer &buffer = *place.buffer;
-    if (!group.races || buffer.region == GlobalRaces::UNWATCHED) return;
     LaunchState &launch = *group.launch;
     const Conflict conflict = launch.races->access(group, actor, kind, buffer.start + place.offset, bytes, buffer.region);
     if (conflict.kind == Conflict::NONE) return;
@@ -253,6 +255,7 @@ void learn(Thread *thread, const Foreign &known) {
             continue;
         }
         Clock *own = pool.copy(thread->clock);
+        own->newest = group.now;
         for (u32 i = 0; i < pool.entries(); i++) own->times[i] = std::max(own->times[i], snapshot->times[i]);
         pool.replace(thread->clock, own);
     }

@@ -114,10 +114,6 @@ class GlobalRaces {
     std::vector<Region> regions;
 };
 
-// The accesses of the running thread, or of an asynchronous unit: end the launch when nothing orders them after what they conflict with.
-void order_shared(const SharedPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
-void order_global(const GlobalPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
-
 // Words of global memory through which threads of different blocks order each other. A release, or an atomic operation after `fence_device`, hands on
 // what is over at the fence; who reads the word knows that at once (an acquire) or after a `fence_device`. The fence may be that of another thread of
 // the group which the block's barriers put on the right side of the operation: kernels commonly let all threads fence and one count.

@@ -256,6 +256,7 @@ void begin_product(Warpgroup &warpgroup, ProductGroup &group, Product &product) 
         }
         // What the threads themselves did is known to them.
         Clock *clock = pool.copy(known.clock), *fenced = pool.copy(known.fenced);
+        clock->newest = fenced->newest = all.now;
         for (u32 warp = 0; warp < WARPS; warp++) {
             for (Thread *thread : block.warps[warpgroup.index * WARPS + warp].by_lane) {
                 clock->times[thread->id] = thread->epoch;

@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_void};
 use prime_runtime::cuda::Geometry;
 use prime_runtime::{Error, Result, emulated};
 
+use super::Source;
 use super::launch::Extent;
 
 /// `prime_buffer`.
@@ -62,7 +63,9 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    const DEFAULT: Options = Options { seed: 1, workers: 0, races: true, uninitialised: true };
+    /// What holds when nothing else is asked for.
+    pub(super) const DEFAULT: Options =
+        Options { seed: 1, workers: 0, races: true, uninitialised: true };
 
     /// Reads what `PRIME_EMULATOR` holds.
     fn parse(text: &str) -> Result<Options> {
@@ -113,18 +116,34 @@ impl Options {
 /// # Errors
 /// A sentence that says which rule the kernel broke, and where.
 pub(super) fn launch(
+    source: &Source,
     instance: &str,
     arguments: &[u8],
     geometry: Geometry,
     extents: &[Extent],
 ) -> Result<()> {
-    launch_with(Options::of_environment()?, instance, arguments, geometry, extents)
+    let options = Options::of_environment()?;
+    let most = most_threads(source.text, instance);
+    launch_with(options, instance, most, arguments, geometry, extents)
 }
 
-/// [`launch`] with options of its own.
+/// The most threads that `KERNEL(...)` promises for an instance, where the text says a number; 0 elsewhere.
+fn most_threads(text: &str, instance: &str) -> u32 {
+    let name = instance.split('<').next().unwrap_or(instance).trim();
+    let promise = text.lines().find_map(|line| {
+        let rest = &line[line.find("KERNEL(")? + "KERNEL(".len()..];
+        let (promise, rest) = rest.split_once(") void ")?;
+        rest.trim_start().strip_prefix(name)?.starts_with('(').then_some(promise)
+    });
+    let number = promise.and_then(|promise| promise.split(',').next());
+    number.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
+}
+
+/// [`launch`] with options of its own, and the most threads that the kernel is written for (0: unknown).
 pub(super) fn launch_with(
     options: Options,
     instance: &str,
+    max_threads: u32,
     arguments: &[u8],
     geometry: Geometry,
     extents: &[Extent],
@@ -142,7 +161,7 @@ pub(super) fn launch_with(
         cluster: geometry.cluster,
         shared_bytes: geometry.shared_bytes,
         shared_limit: 0,
-        max_threads: 0,
+        max_threads,
         seed: options.seed,
         workers: options.workers,
         flags: if options.races { CHECK_RACES } else { 0 }
@@ -230,7 +249,15 @@ mod tests {
     #[test]
     fn an_unknown_instance_is_refused_by_name() {
         let geometry = Geometry { grid: [1; 3], block: 32, cluster: 1, shared_bytes: 0 };
-        let message = launch("no_such_kernel<float>", &[], geometry, &[]).unwrap_err().to_string();
-        assert!(message.contains("no_such_kernel<float>"), "{message}");
+        let name = "no_such_kernel<float>";
+        let message = launch_with(Options::DEFAULT, name, 0, &[], geometry, &[]).unwrap_err();
+        assert!(message.to_string().contains(name), "{message}");
+    }
+
+    #[test]
+    fn the_promise_of_a_kernel_is_read_where_it_is_a_number() {
+        let text = "KERNEL(256) void a(const A args) {}\ntemplate <class T> KERNEL(64, 2) void ab(const B<T> args) {\nKERNEL(MOST) void c(C args)";
+        let found = ["a", "ab<float, 2>", "c", "d"].map(|instance| most_threads(text, instance));
+        assert_eq!(found, [256, 64, 0, 0]);
     }
 }

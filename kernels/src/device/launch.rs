@@ -17,6 +17,16 @@ pub(crate) struct Pointer(u64);
 impl Pointer {
     /// No address: an argument that is left out.
     pub(crate) const NULL: Pointer = Pointer(0);
+
+    /// The pointer to the start of a launch's extent of that index, as the emulated device takes it.
+    pub(crate) const fn tagged(start: u64, index: usize) -> Pointer {
+        Pointer(start | (index as u64 + 1) << 48)
+    }
+
+    /// The address as the kernel receives it.
+    pub(crate) const fn address(self) -> u64 {
+        self.0
+    }
 }
 
 /// What a kernel may touch through one of its pointers.
@@ -119,7 +129,7 @@ impl<'a> Launch<'a> {
         self.extents[self.extent_count] = extent;
         self.extent_count += 1;
         match self.device {
-            Device::Emulated => Pointer(extent.start | (self.extent_count as u64) << 48),
+            Device::Emulated => Pointer::tagged(extent.start, self.extent_count - 1),
             _ => Pointer(extent.start),
         }
     }
@@ -134,6 +144,12 @@ impl<'a> Launch<'a> {
     /// Threads of a block.
     pub(crate) fn block(mut self, threads: u32) -> Self {
         self.geometry.block = threads;
+        self
+    }
+
+    /// Blocks of a cluster, along the first direction of the grid.
+    pub(crate) fn cluster(mut self, blocks: u32) -> Self {
+        self.geometry.cluster = blocks;
         self
     }
 
@@ -160,6 +176,7 @@ impl<'a> Launch<'a> {
             Device::Cpu => unreachable!("the host has versions of its own"),
             #[cfg(feature = "emulated")]
             Device::Emulated => super::emulator::launch(
+                self.source,
                 &self.expression,
                 bytes,
                 self.geometry,

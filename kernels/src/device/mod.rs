@@ -9,12 +9,16 @@ use prime_runtime::cuda::Program;
 
 #[cfg(feature = "emulated")]
 mod emulator;
+#[cfg(all(test, feature = "emulator-tests"))]
+mod faults;
+pub mod instructions;
 #[allow(dead_code)]
 mod launch;
 #[cfg(all(test, feature = "emulated"))]
 mod prelude_tests;
 mod rows;
 mod structs;
+mod tensor_map;
 #[cfg(test)]
 mod tests;
 
