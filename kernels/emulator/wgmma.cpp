@@ -434,12 +434,11 @@ void wait_wgmma(u32 newest) {
     const u32 rank = warp->index % WARPS;
     if (warpgroup.open[rank] > newest) {
         const u64 last = warpgroup.open[rank] - newest - 1;
-        if (last >= warpgroup.first) {
-            while (warpgroup.group(last).committed != ALL_WARPS) {
-                poll_for_warp(Waiting{"in wgmma_wait, for warps of the warpgroup that have not committed the group", 0, 0});
-            }
-            finish(warpgroup, last);
+        // Groups that other warps have waited for, and all have passed, are gone from the list: also while this warp waits.
+        while (last >= warpgroup.first && warpgroup.group(last).committed != ALL_WARPS) {
+            poll_for_warp(Waiting{"in wgmma_wait, for warps of the warpgroup that have not committed the group", 0, 0});
         }
+        if (last >= warpgroup.first) finish(warpgroup, last);
         learn_of_products(warpgroup, warp);
         drop_waited(warpgroup);
     }

@@ -178,7 +178,7 @@ fn same(kernel: &str, got: &[u32], expected: &[u32]) -> std::result::Result<(), 
 }
 
 /// Whole numbers from -4 to 4 that repeat in no power of two.
-fn whole(index: usize, salt: usize) -> f32 {
+pub(super) fn whole(index: usize, salt: usize) -> f32 {
     ((index * 7 + index / 13 * 5 + salt * 3) % 9) as f32 - 4.0
 }
 

@@ -14,6 +14,8 @@ mod faults;
 pub mod instructions;
 #[allow(dead_code)]
 mod launch;
+#[cfg(all(test, feature = "emulator-tests"))]
+mod pipelines;
 #[cfg(all(test, feature = "emulated"))]
 mod prelude_tests;
 mod rows;
