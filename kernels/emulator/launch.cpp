@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <thread>
 #include <unordered_map>
@@ -259,7 +260,15 @@ void Registration::add(const char *text, void (*run)(const void *, const void *)
 extern "C" int prime_emulator_launch(const prime_launch *request, char *message, size_t message_size) {
     // The list is read so that it, and with it every file of device code, belongs to the program.
     const bool listed = prime_emulator_units[0] != nullptr || request->instance_length != 0;
-    const std::string text = listed ? emulator::run(*request) : "no file of device code belongs to this program";
+    std::string text = "no file of device code belongs to this program";
+    if (listed) {
+        // Nothing but a lack of memory or of threads is thrown.
+        try {
+            text = emulator::run(*request);
+        } catch (const std::exception &error) {
+            text = std::string("the emulated device lacks what it needs of the system: ") + error.what();
+        }
+    }
     if (text.empty()) return 0;
     if (message_size != 0) std::snprintf(message, message_size, "%s", text.c_str());
     return 1;

@@ -67,7 +67,6 @@ enum class Collective : u8 {
     MMA,
     WGMMA,
     REGISTERS,
-    CLUSTER_BARRIER,
 };
 
 const char *name_of(Collective kind);
@@ -255,7 +254,6 @@ struct LaunchState {
 struct Worker {
     void *main_stack = nullptr;
     LaunchState *launch = nullptr;
-    Group *group = nullptr;
     StackPool stacks;
 };
 
@@ -269,8 +267,8 @@ struct Worker {
 extern EMULATOR_TLS Thread *current_thread;
 extern EMULATOR_TLS Worker *current_worker;
 
-// Ends the launch with a sentence that names the kernel, block, thread and seed. The kernel's stacks are left as they are and used again later, so
-// nothing that owns memory may be alive in a kernel's thread where this is called.
+// Ends the launch with a sentence that names the kernel, block, thread and seed. The kernel's stacks are left as they are and used again later: what
+// objects on them own is lost, which a failed test can bear.
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 // Continues another thread of the group, chosen among those that can run. Returns when this one is continued.

@@ -2,6 +2,8 @@
 
 #include "vectors.hpp"
 
+#include <algorithm>
+
 namespace emulator {
 
 namespace {
@@ -159,16 +161,22 @@ template <class Steps> inline void mma(const MmaOperand &own) {
     if (!meet_all(Collective::MMA, &own)) return;
     check_whole_warp("mma");
     const Warp *warp = current_thread->warp;
-    for (u32 j = 0; j < own.across; j++) {
-        Floats8 b[Steps::TERMS];
-        Steps::right(warp, j, b);
-        for (u32 i = 0; i < own.down; i++) {
-            alignas(32) float a[16][Steps::TERMS];
-            Floats8 c[16];
-            Steps::left(warp, i, a);
-            gather_c(warp, i * own.across + j, c);
-            multiply<Steps::TERMS>(c, a, b);
-            scatter_c(warp, i * own.across + j, c);
+    // Rows of fragments that are made floats once and used for all columns.
+    constexpr u32 TOGETHER = 4;
+    for (u32 first = 0; first < own.down; first += TOGETHER) {
+        const u32 rows = std::min(TOGETHER, own.down - first);
+        alignas(32) float a[TOGETHER][16][Steps::TERMS];
+        for (u32 i = 0; i < rows; i++) Steps::left(warp, first + i, a[i]);
+        for (u32 j = 0; j < own.across; j++) {
+            Floats8 b[Steps::TERMS];
+            Steps::right(warp, j, b);
+            for (u32 i = 0; i < rows; i++) {
+                const u32 fragment = (first + i) * own.across + j;
+                Floats8 c[16];
+                gather_c(warp, fragment, c);
+                multiply<Steps::TERMS>(c, a[i], b);
+                scatter_c(warp, fragment, c);
+            }
         }
     }
     part_all();

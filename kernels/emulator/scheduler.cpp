@@ -186,7 +186,6 @@ const char *name_of(Collective kind) {
     case Collective::MMA: return "mma";
     case Collective::WGMMA: return "an operation of wgmma";
     case Collective::REGISTERS: return "registers_increase or registers_decrease";
-    case Collective::CLUSTER_BARRIER: return "the barrier of the cluster";
     }
     return "an operation of the warp";
 }
@@ -334,13 +333,11 @@ void run_group(Worker &worker, Group &group, CopyQueue *copies) {
     }
     group.ready.assign((group.warps.size() + 63) / 64, 0);
     for (Warp *warp : group.warps) group.set_ready(warp);
-    worker.group = &group;
     Thread *first = choose_warp(group)->turns;
     current_thread = first;
     prime_emulator_switch(&worker.main_stack, first->stack);
     set_idle(group, false);
     current_thread = nullptr;
-    worker.group = nullptr;
 }
 
 } // namespace emulator

@@ -68,9 +68,7 @@ KERNEL(256) void test_gemm(const TestGemm args) {
                 fragment_b[j + 1][0] = both[2];
                 fragment_b[j + 1][1] = both[3];
             }
-            for (u32 i = 0; i < 4; i++) {
-                for (u32 j = 0; j < 4; j++) mma_m16n8k16<bf16>(c[i][j], fragment_a[i], fragment_b[j]);
-            }
+            mma_fragments<bf16>(c, fragment_a, fragment_b);
         }
     }
     const Global<float> out = args.c + (u64(block_index(1)) * TILE + warp_m) * args.n + block_index(0) * TILE + warp_n;

@@ -150,7 +150,14 @@ fn mistakes_of_pipelines_are_seen_whatever_the_seed() {
         (4, &["races with", "before the asynchronous copy", "never written"]),
     ];
     let hopper: [(u32, &[&str]); 5] = [
-        (1, &["which wgmma or a bulk store may still read"]),
+        (
+            1,
+            &[
+                "which wgmma or a bulk store may still read",
+                "before the asynchronous copy",
+                "races with",
+            ],
+        ),
         (2, &["fence_proxy_async must come between"]),
         (4, &["the launch is stuck"]),
         (8, &["never written", "before the asynchronous copy", "races with"]),
