@@ -57,7 +57,9 @@ fn clocks(number: u32) -> Value {
             let values = text.trim().split(',').map(|value| json!(value.trim()));
             Value::Object(FIELDS.iter().map(|field| (*field).to_owned()).zip(values).collect())
         }
-        Ok(output) => json!(format!("nvidia-smi: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Ok(output) => {
+            json!(format!("nvidia-smi: {}", String::from_utf8_lossy(&output.stderr).trim()))
+        }
         Err(error) => json!(format!("nvidia-smi cannot be run: {error}")),
     }
 }

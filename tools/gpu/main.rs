@@ -64,9 +64,13 @@ fn main() -> ExitCode {
 /// Runs the parts, writes their results, and says whether all is well.
 fn check(arguments: &Arguments) -> Result<bool> {
     let device = Device::parse(&arguments.device)?;
-    ensure!(device != Device::Cpu, "the device is cpu, with which the others are compared; give cuda, cuda:N or emulated");
+    ensure!(
+        device != Device::Cpu,
+        "the device is cpu, with which the others are compared; give cuda, cuda:N or emulated"
+    );
     prime_kernels::device::check(device)?;
-    let wanted = |part: &str| arguments.parts.is_empty() || arguments.parts.iter().any(|p| p == part);
+    let wanted =
+        |part: &str| arguments.parts.is_empty() || arguments.parts.iter().any(|p| p == part);
     let mut result = json!({
         "command": std::env::args().collect::<Vec<_>>().join(" "),
         "commit": option_env!("PRIME_COMMIT").unwrap_or("unknown"),
@@ -84,11 +88,18 @@ fn check(arguments: &Arguments) -> Result<bool> {
             _ => programs::training(device, &arguments.prime),
         };
         // A part that cannot be run is a finding, and the others are run nevertheless.
-        let mut found = found.unwrap_or_else(|error| json!({ "passed": false, "error": format!("{error:#}") }));
+        let mut found =
+            found.unwrap_or_else(|error| json!({ "passed": false, "error": format!("{error:#}") }));
         let passed = found["passed"] == json!(true);
         well &= passed || found["skipped"].is_string();
         found["seconds"] = json!(started.elapsed().as_secs_f64());
-        let word = if passed { "passed" } else if found["skipped"].is_string() { "SKIPPED" } else { "FAILED" };
+        let word = if passed {
+            "passed"
+        } else if found["skipped"].is_string() {
+            "SKIPPED"
+        } else {
+            "FAILED"
+        };
         println!("{part}: {word} in {:.1} s", started.elapsed().as_secs_f64());
         if !passed {
             println!("{found:#}");
@@ -97,8 +108,9 @@ fn check(arguments: &Arguments) -> Result<bool> {
         // What is done is kept, whatever a later part does to the process.
         result["finished"] = json!(machine::now());
         let text = serde_json::to_string_pretty(&result)?;
-        checkpoint::atomic_write(&arguments.output, text.as_bytes())
-            .with_context(|| format!("the result cannot be written to {}", arguments.output.display()))?;
+        checkpoint::atomic_write(&arguments.output, text.as_bytes()).with_context(|| {
+            format!("the result cannot be written to {}", arguments.output.display())
+        })?;
     }
     Ok(well)
 }
@@ -110,7 +122,9 @@ fn parity(device: Device, cases: u64) -> Result<Value> {
     for (name, check) in OPERATIONS {
         let started = Instant::now();
         let failures: Vec<String> = (0..cases)
-            .filter_map(|seed| check(device, seed).err().map(|message| format!("seed {seed}: {message}")))
+            .filter_map(|seed| {
+                check(device, seed).err().map(|message| format!("seed {seed}: {message}"))
+            })
             .collect();
         passed &= failures.is_empty();
         operations.insert(
@@ -136,7 +150,10 @@ fn instructions(device: Device) -> Result<Value> {
     let mut found = serde_json::Map::new();
     for (name, outcome) in prime_kernels::device::instructions::check(device, hopper) {
         passed &= outcome.is_ok();
-        found.insert(name.to_owned(), json!(outcome.err().unwrap_or_else(|| "as the ISA says".to_owned())));
+        found.insert(
+            name.to_owned(),
+            json!(outcome.err().unwrap_or_else(|| "as the ISA says".to_owned())),
+        );
     }
     Ok(json!({ "passed": passed, "hopper": hopper, "instructions": found }))
 }

@@ -16,7 +16,9 @@ pub fn sanitizers(device: Device) -> Result<Value> {
         return Ok(json!({ "skipped": "compute-sanitizer watches CUDA devices" }));
     }
     if Command::new("compute-sanitizer").arg("--version").output().is_err() {
-        return Ok(json!({ "skipped": "there is no compute-sanitizer in PATH; it comes with the CUDA toolkit" }));
+        return Ok(
+            json!({ "skipped": "there is no compute-sanitizer in PATH; it comes with the CUDA toolkit" }),
+        );
     }
     let this = std::env::current_exe().context("this program's own path")?;
     let folder = std::env::temp_dir().join(format!("gpu-check-{}", std::process::id()));
@@ -36,7 +38,8 @@ pub fn sanitizers(device: Device) -> Result<Value> {
         let clean = output.status.success();
         passed &= clean;
         let text = String::from_utf8_lossy(&output.stdout);
-        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("=====")).take(60).collect();
+        let lines: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("=====")).take(60).collect();
         let report = if clean { json!("no errors") } else { json!(lines) };
         tools.insert(tool.to_owned(), json!({ "clean": clean, "report": report }));
     }
@@ -53,7 +56,9 @@ pub fn training(device: Device, prime: &Path) -> Result<Value> {
         .arg(&folder)
         .args(["--set", "sft.steps=300", "--set", "train.steps=10", "--set", "train.compare=false"])
         .output()
-        .with_context(|| format!("{} cannot be started; --prime says where it is", prime.display()))?;
+        .with_context(|| {
+            format!("{} cannot be started; --prime says where it is", prime.display())
+        })?;
     let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap_or_default();
     let last = metrics.lines().last().and_then(|line| serde_json::from_str::<Value>(line).ok());
     let passed = output.status.success();

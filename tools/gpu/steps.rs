@@ -52,7 +52,11 @@ fn shapes(device: Device) -> Vec<Shape> {
             head_dim: 16,
             ..base
         };
-        return vec![Shape { name: "small, for the emulated device", config, lengths: &[21, 1, 10] }];
+        return vec![Shape {
+            name: "small, for the emulated device",
+            config,
+            lengths: &[21, 1, 10],
+        }];
     }
     let qwen3 = Config {
         architecture: Architecture::Qwen3,
@@ -138,7 +142,9 @@ fn compare(device: Device, shape: &Shape) -> Result<Value> {
             }),
         );
     }
-    Ok(json!({ "passed": passed, "tokens": shape.lengths.iter().sum::<usize>(), "distances": figures }))
+    Ok(
+        json!({ "passed": passed, "tokens": shape.lengths.iter().sum::<usize>(), "distances": figures }),
+    )
 }
 
 fn step(weights: &Weights, shape: &Shape) -> Result<Outcome> {
