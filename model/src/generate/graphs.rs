@@ -24,6 +24,8 @@ enum Recorded {
     /// A step of this size has run: its kernels are compiled and its working memory is reserved.
     Ready,
     Graph(Graph),
+    /// A step of this size cannot be recorded, and is started kernel by kernel.
+    Unrecordable,
 }
 
 impl Graphs {
@@ -32,7 +34,7 @@ impl Graphs {
     }
 
     /// Does the work of a step, recorded where it is a decode step that comes again.
-    pub(super) fn run(&mut self, step: &Step, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn run(&mut self, step: &Step, mut work: impl FnMut() -> Result<()>) -> Result<()> {
         let sequences = step.spans.len() / 4;
         let decodes = step.tokens.len() == sequences && step.picked.len() == sequences;
         let Device::Cuda(number) = self.device else { return work() };
@@ -49,10 +51,20 @@ impl Graphs {
                 graph.launch()?;
                 Recorded::Graph(graph)
             }
-            Some(Recorded::Ready) => {
-                let graph = Graph::capture(number, || work().map_err(of_runtime))?;
-                graph.launch()?;
-                Recorded::Graph(graph)
+            Some(Recorded::Ready) => match Graph::capture(number, || work().map_err(of_runtime)) {
+                Ok(graph) => {
+                    graph.launch()?;
+                    Recorded::Graph(graph)
+                }
+                // Nothing has run yet: what is wrong beside the recording shows now.
+                Err(_) => {
+                    work()?;
+                    Recorded::Unrecordable
+                }
+            },
+            Some(Recorded::Unrecordable) => {
+                work()?;
+                Recorded::Unrecordable
             }
         };
         if self.sizes.len() == KEPT {
