@@ -25,7 +25,7 @@ template <class T> struct AttentionCombine {
     u64 out_stride, spans_stride;
 };
 
-template <class T, int D, int WARPS, int KEYS> KERNEL(WARPS * 32) void attention_decode(const AttentionDecode<T> args) {
+template <class T, int D, int WARPS, int KEYS> KERNEL(WARPS * 32, 3) void attention_decode(const AttentionDecode<T> args) {
     constexpr u32 THREADS = WARPS * 32, ROWS = 16, BYTES = D * sizeof(T), STAGE = 2 * KEYS * BYTES;
     constexpr int NT = KEYS / 8;
     u32 sequence, tile;
