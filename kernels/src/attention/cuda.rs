@@ -1,7 +1,4 @@
-//! Launchers of attention: which instance for which head dimension, and how many blocks.
-//!
-//! Head dimensions are padded to the next that has an instance. Every variant keeps to 99 KiB of shared memory, which all chips from
-//! sm_80 on offer. Numbers of blocks are upper bounds that follow from shapes alone: blocks beyond the last tile end at once.
+//! Launchers of attention. Numbers of blocks are upper bounds that follow from shapes alone: blocks beyond the last tile end at once.
 
 use std::f32::consts::LOG2_E;
 
@@ -13,6 +10,9 @@ use crate::device::{
     Code, DeviceStruct, Launch, Pointer, by_dtype, device_struct, source, vectorised,
 };
 use crate::scratch;
+use variants::{FRAGMENT, Part, padded};
+
+mod variants;
 
 pub(crate) const CODE: Code = Code {
     sources: &[
@@ -157,116 +157,11 @@ device_struct! {
     }
 }
 
-/// Head dimensions that have instances.
-const HEAD_DIMS: [usize; 6] = [32, 64, 80, 96, 128, 256];
-/// Rows of a fragment.
-const FRAGMENT: usize = 16;
 /// Blocks that keep a large device busy: keys are split over blocks of decoding until there are so many.
 const ENOUGH_BLOCKS: usize = 264;
 /// Splits of the keys of a sequence, at most, and the reserved keys that make another worth its sums.
 const MOST_SPLITS: usize = 32;
 const KEYS_OF_SPLIT: usize = 256;
-
-/// An instance of a kernel that goes through rows in steps.
-struct Variant {
-    /// Elements of a row.
-    dim: usize,
-    dtype: DType,
-    warps: usize,
-    /// Rows of a block.
-    rows: usize,
-    /// Rows of a step.
-    step: usize,
-    /// The last template argument, where it is not the step.
-    extra: &'static str,
-}
-
-impl Variant {
-    fn name(&self, kernel: &str, between: &str) -> String {
-        let kind = by_dtype!(self.dtype, "", "");
-        let Variant { dim, warps, step, extra, .. } = self;
-        format!("{kernel}<{kind}, {dim}, {warps}{between}, {step}{extra}>")
-    }
-
-    fn threads(&self) -> u32 {
-        32 * self.warps as u32
-    }
-
-    /// Bytes of so many rows of shared memory.
-    fn bytes(&self, rows: usize) -> usize {
-        rows * self.dim * self.dtype.size()
-    }
-}
-
-/// The smallest padded head dimension that holds `head_dim`.
-fn padded(operation: &'static str, head_dim: usize) -> Result<usize> {
-    HEAD_DIMS.into_iter().find(|&dim| dim >= head_dim).ok_or_else(|| {
-        arguments::value(
-            operation,
-            format!("a head has {head_dim} elements, but kernels exist for at most 256"),
-        )
-    })
-}
-
-fn forward_variant(dtype: DType, dim: usize) -> (Variant, usize) {
-    let (height, step) = match (dtype, dim) {
-        (DType::BF16, 256) => (1, 64),
-        // With 64 keys a step, sums and scores need a few more than the 255 registers of a thread.
-        (DType::BF16, 128) => (2, 48),
-        (DType::BF16, _) => (2, 64),
-        (_, 256) => (1, 16),
-        _ => (1, 32),
-    };
-    (Variant { dim, dtype, warps: 4, rows: 4 * FRAGMENT * height, step, extra: "" }, height)
-}
-
-/// What a launch of the backward of keys computes: both gradients, or one of them where registers do not hold both.
-#[derive(Clone, Copy, PartialEq)]
-enum Part {
-    Keys,
-    Values,
-    Both,
-}
-
-fn keys_variants(dtype: DType, dim: usize) -> Vec<(Variant, Part)> {
-    let variant = |warps, step, part| {
-        let extra = match part {
-            Part::Keys => ", 1",
-            Part::Values => ", 2",
-            Part::Both => ", 3",
-        };
-        (Variant { dim, dtype, warps, rows: warps * FRAGMENT, step, extra }, part)
-    };
-    match (dtype, dim) {
-        (DType::BF16, 256) => vec![variant(4, 16, Part::Keys), variant(4, 32, Part::Values)],
-        (DType::BF16, 128) => vec![variant(4, 48, Part::Both)],
-        (DType::BF16, _) => vec![variant(4, 64, Part::Both)],
-        (_, 256) => vec![variant(2, 8, Part::Keys), variant(2, 8, Part::Values)],
-        (_, 32 | 64) => vec![variant(4, 32, Part::Both)],
-        _ => vec![variant(4, 16, Part::Both)],
-    }
-}
-
-fn queries_variant(dtype: DType, dim: usize) -> Variant {
-    let (warps, step) = match (dtype, dim) {
-        (DType::BF16, 256) => (4, 16),
-        (DType::BF16, _) => (4, 64),
-        (_, 256) => (2, 8),
-        (_, 32 | 64 | 80) => (4, 32),
-        _ => (4, 16),
-    };
-    Variant { dim, dtype, warps, rows: warps * FRAGMENT, step, extra: "" }
-}
-
-fn decode_variant(dtype: DType, dim: usize) -> Variant {
-    let (warps, step) = match (dtype, dim) {
-        (DType::BF16, 256) => (2, 16),
-        (DType::BF16, _) => (4, 16),
-        (_, 256) => (1, 16),
-        _ => (4, 8),
-    };
-    Variant { dim, dtype, warps, rows: FRAGMENT, step, extra: "" }
-}
 
 fn stride(view: View<'_>) -> u64 {
     view.row_stride() as u64
@@ -324,7 +219,7 @@ fn attend(
 ) -> Result<()> {
     let (tokens, heads, head_dim) = (q.dim(0), q.dim(1), q.dim(2));
     let shared_by = heads / k.dim(1);
-    let (variant, height) = forward_variant(q.dtype(), padded(operation, head_dim)?);
+    let variant = variants::forward(q.dtype(), padded(operation, head_dim)?);
     // Over a cache the heads of a group read the same keys at the same time.
     let (packed, offsets, spans) = match lengths {
         Lengths::Offsets(offsets) => (1, Some(offsets), None),
@@ -333,8 +228,7 @@ fn attend(
     let aligned = aligned(head_dim, &[out.as_view(), q, k, v]);
     let (out_stride, lse_stride) =
         (stride(out.as_view()), lse.as_ref().map_or(0, |lse| stride(lse.as_view())));
-    let name = variant.name("attention_forward", &format!(", {height}"));
-    let mut launch = Launch::new(&CODE.sources[0], name, q.device());
+    let mut launch = Launch::new(&CODE.sources[0], variant.name, q.device());
     let arguments = AttentionForward {
         out: launch.write(&mut out),
         lse: launch.write_if(lse.as_mut()),
@@ -360,8 +254,8 @@ fn attend(
     };
     launch
         .grid([tiles(tokens * packed, variant.rows, sequences), heads / packed, 1])
-        .block(variant.threads())
-        .shared(variant.bytes(variant.rows + 2 * variant.step))
+        .block(variant.threads)
+        .shared(variant.shared)
         .run(&arguments)
 }
 
@@ -400,9 +294,9 @@ pub(super) fn backward(
     let gradients = [d_q.as_view(), d_k.as_view(), d_v.as_view()];
     let aligned = aligned(head_dim, &[gradients[0], gradients[1], gradients[2], d_out, q, k, v]);
     let [d_q_stride, d_k_stride, d_v_stride] = gradients.map(stride);
-    for (variant, part) in keys_variants(dtype, dim) {
-        let mut launch =
-            Launch::new(&CODE.sources[1], variant.name("attention_backward_keys", ""), device);
+    for &part in variants::parts(dim) {
+        let variant = variants::keys(dtype, dim, part);
+        let mut launch = Launch::new(&CODE.sources[1], variant.name, device);
         let arguments = AttentionBackwardKeys {
             d_k: launch.write_if((part != Part::Values).then_some(&mut d_k)),
             d_v: launch.write_if((part != Part::Keys).then_some(&mut d_v)),
@@ -431,14 +325,13 @@ pub(super) fn backward(
         };
         launch
             .grid([tiles(tokens, variant.rows, sequences), kv_heads, 1])
-            .block(variant.threads())
-            .shared(keys_shared(&variant, part))
+            .block(variant.threads)
+            .shared(variant.shared)
             .run(&arguments)?;
     }
 
-    let variant = queries_variant(dtype, dim);
-    let mut launch =
-        Launch::new(&CODE.sources[1], variant.name("attention_backward_queries", ""), device);
+    let variant = variants::queries(dtype, dim);
+    let mut launch = Launch::new(&CODE.sources[1], variant.name, device);
     let arguments = AttentionBackwardQueries {
         d_q: launch.write(&mut d_q),
         d_out: launch.read(d_out),
@@ -465,15 +358,9 @@ pub(super) fn backward(
     };
     launch
         .grid([tiles(tokens, variant.rows, sequences), heads, 1])
-        .block(variant.threads())
-        .shared(variant.bytes(2 * variant.rows + 4 * variant.step))
+        .block(variant.threads)
+        .shared(variant.shared)
         .run(&arguments)
-}
-
-fn keys_shared(variant: &Variant, part: Part) -> usize {
-    let own = if part == Part::Values { 1 } else { 2 };
-    // With each step its queries' log-sum-exps and deltas.
-    variant.bytes(own * variant.rows + 4 * variant.step) + 4 * variant.step * size_of::<f32>()
 }
 
 /// Sums of d_out * out over each head: `[tokens, heads]`.
@@ -526,7 +413,7 @@ pub(super) fn decode(
             Mask::Causal,
         );
     }
-    let variant = decode_variant(q.dtype(), dim);
+    let variant = variants::decode(q.dtype(), dim);
     let row_tiles = tiles(tokens * shared_by, variant.rows, sequences);
     // Lengths are on the device: what the cache reserves for a sequence stands for them.
     let worth = (keys.dim(0) / sequences / KEYS_OF_SPLIT).clamp(1, MOST_SPLITS);
@@ -543,8 +430,7 @@ pub(super) fn decode(
         let mut part = part.as_mut().map(|part| part.view_mut());
         let mut part_lse = part_lse.as_mut().map(|part| part.view_mut());
         let whole = part.is_none().then_some(&mut out);
-        let mut launch =
-            Launch::new(&CODE.sources[2], variant.name("attention_decode", ""), q.device());
+        let mut launch = Launch::new(&CODE.sources[2], variant.name, q.device());
         let arguments = AttentionDecode {
             out: launch.write_if(whole),
             part: launch.write_if(part.as_mut()),
@@ -569,8 +455,8 @@ pub(super) fn decode(
         };
         launch
             .grid([row_tiles, kv_heads, splits])
-            .block(variant.threads())
-            .shared(decode_shared(&variant))
+            .block(variant.threads)
+            .shared(variant.shared)
             .run(&arguments)?;
     }
     let (Some(part), Some(part_lse)) = (part, part_lse) else { return Ok(()) };
@@ -590,8 +476,4 @@ pub(super) fn decode(
         spans_stride: stride(spans),
     };
     launch.grid([tiles(rows, 4, sequences), 1, 1]).block(128).run(&arguments)
-}
-
-fn decode_shared(variant: &Variant) -> usize {
-    variant.bytes(variant.rows + variant.warps * 4 * variant.step)
 }

@@ -7,6 +7,10 @@
 //! Keys are visited in blocks of a fixed size aligned to the start of their sequence, and every score and every output is one chain of
 //! fused multiply-adds in order: a token's output does not depend on the batch around it, and [`decode`] over a cache gives the bits of [`forward`].
 //!
+//! On devices the weights, and in backward the gradients of the scores, are rounded to bfloat16 before the next product where storage is bfloat16,
+//! and nothing but storage is rounded where it is float32. Forward and backward still give a sequence the same bits in any batch; decoding splits
+//! keys by the size of the batch, so that its bits are those of [`forward`] on the host only. No sum is atomic: same call, same bits.
+//!
 //! Sources: Dao et al., arXiv 2205.14135 and 2307.08691; Ainslie et al., arXiv 2305.13245.
 
 use prime_runtime::{Device, NamedDims, Result, View, ViewMut};

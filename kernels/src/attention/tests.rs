@@ -1,7 +1,7 @@
 //! What attention promises beyond agreeing with its oracle: the same bits whatever surrounds a token.
 
 use prime_runtime::random::Generator;
-use prime_runtime::{DType, Tensor, View};
+use prime_runtime::{DType, Device, Tensor, View};
 
 use super::Mask;
 use crate::testing::{assert_independent_of_threads, generator, normal, zeros};
@@ -50,6 +50,13 @@ impl Pack {
         Pack { cu_seqlens, q, k, v, d_out }
     }
 
+    #[cfg(feature = "emulated")]
+    fn to(&self, device: Device) -> Pack {
+        let [q, k, v, d_out] =
+            [&self.q, &self.k, &self.v, &self.d_out].map(|tensor| tensor.to(device).unwrap());
+        Pack { cu_seqlens: self.cu_seqlens.clone(), q, k, v, d_out }
+    }
+
     fn run(&self, mask: Mask) -> Bits {
         let tokens = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
         self.run_rows(0..tokens, &self.cu_seqlens, mask)
@@ -58,6 +65,8 @@ impl Pack {
     /// Some rows as a pack of their own.
     fn run_rows(&self, rows: std::ops::Range<usize>, cu_seqlens: &[u32], mask: Mask) -> Bits {
         let dtype = self.q.dtype();
+        let device = self.q.device();
+        let zeros = |dtype, dims: &[usize]| Tensor::zeros(device, dtype, dims).unwrap();
         let part =
             |tensor: &Tensor| zeros(dtype, &[rows.len(), tensor.dims()[1], tensor.dims()[2]]);
         let (mut out, mut d_q, mut d_k, mut d_v) =
@@ -65,7 +74,8 @@ impl Pack {
         let mut lse = zeros(DType::F32, &[rows.len(), self.q.dims()[1]]);
         let [q, k, v, d_out] =
             [&self.q, &self.k, &self.v, &self.d_out].map(|tensor| tensor.view().rows(rows.clone()));
-        let cu = View::from_slice(cu_seqlens, &[cu_seqlens.len()]);
+        let cu = Tensor::from_slice(cu_seqlens, &[cu_seqlens.len()]).unwrap().to(device).unwrap();
+        let cu = cu.view();
         super::forward(out.view_mut(), lse.view_mut(), q, k, v, cu, 0.3, mask).unwrap();
         super::backward(
             d_q.view_mut(),
@@ -143,26 +153,33 @@ fn decoding_over_a_cache_gives_the_bits_of_the_training_forward() {
     }
 }
 
+/// Runs a pack, and each of its sequences alone.
+fn assert_same_bits_alone(pack: &Pack, mask: Mask) {
+    let together = pack.run(mask);
+    let (queries, keys) = (pack.q.dims(), pack.k.dims());
+    for pair in pack.cu_seqlens.windows(2) {
+        let rows = pair[0] as usize..pair[1] as usize;
+        let alone = pack.run_rows(rows.clone(), &[0, pair[1] - pair[0]], mask);
+        let part = |all: &[u32], dims: &[usize]| {
+            let width: usize = dims[1..].iter().product();
+            all[rows.start * width..rows.end * width].to_vec()
+        };
+        let [d_q, d_k, d_v] = &together.gradients;
+        let expected = Bits {
+            out: part(&together.out, queries),
+            lse: part(&together.lse, &queries[..2]),
+            gradients: [part(d_q, queries), part(d_k, keys), part(d_v, keys)],
+        };
+        assert!(alone == expected, "{}, rows {rows:?}", pack.q.dtype());
+    }
+}
+
 #[test]
 fn a_sequence_gives_the_same_bits_alone_and_in_any_pack() {
     let mut random = generator(12);
     for (dtype, mask) in [(DType::F32, Mask::Causal), (DType::BF16, Mask::Full)] {
-        let lengths = [70, 0, 1, 129, 33];
-        let pack = Pack::random(&mut random, dtype, &lengths, 2, 20);
-        let together = pack.run(mask);
-        for pair in pack.cu_seqlens.windows(2) {
-            let rows = pair[0] as usize..pair[1] as usize;
-            let alone = pack.run_rows(rows.clone(), &[0, pair[1] - pair[0]], mask);
-            let part =
-                |all: &[u32], width: usize| all[rows.start * width..rows.end * width].to_vec();
-            let [d_q, d_k, d_v] = &together.gradients;
-            let expected = Bits {
-                out: part(&together.out, 80),
-                lse: part(&together.lse, 4),
-                gradients: [part(d_q, 80), part(d_k, 40), part(d_v, 40)],
-            };
-            assert!(alone == expected, "{dtype}, rows {rows:?}");
-        }
+        let pack = Pack::random(&mut random, dtype, &[70, 0, 1, 129, 33], 2, 20);
+        assert_same_bits_alone(&pack, mask);
     }
 }
 
@@ -250,6 +267,11 @@ fn calls_that_disagree_with_the_contract_are_refused_with_a_sentence() {
             .unwrap_err()
             .to_string()
     };
+    let q = zeros(f32, &[1, 1, 8]);
+    let spans = View::from_slice(&[0, 1, 0, 1], &[1, 4]);
+    let (mut out, view) = (zeros(f32, &[1, 1, 8]), q.view());
+    let message = super::decode(out.view_mut(), view, view, view, spans, -1.0).unwrap_err();
+    assert_eq!(message.to_string(), "attention.decode: `scale` is -1, expected a positive number");
     assert_eq!(decode(&[0, 5, 0, 5]), "attention.decode: span 0 ends at row 5 of `q`, which has 4");
     assert_eq!(
         decode(&[0, 1, 8, 3]),
@@ -263,4 +285,63 @@ fn calls_that_disagree_with_the_contract_are_refused_with_a_sentence() {
         decode(&[0, 2, 0, 2, 1, 1, 4, 1]),
         "attention.decode: span 1 starts at row 1 of `q`, but the spans before it reach row 2"
     );
+}
+
+/// On the emulated device.
+#[cfg(feature = "emulated")]
+mod emulated {
+    use super::*;
+
+    const DEVICE: Device = Device::Emulated;
+
+    #[test]
+    fn a_sequence_gives_the_same_bits_alone_and_in_any_pack_and_call() {
+        let mut random = generator(15);
+        for (dtype, mask) in [(DType::F32, Mask::Causal), (DType::BF16, Mask::Full)] {
+            let pack = Pack::random(&mut random, dtype, &[70, 0, 1, 129, 33], 2, 20).to(DEVICE);
+            assert_same_bits_alone(&pack, mask);
+            assert!(pack.run(mask) == pack.run(mask), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn keys_split_over_blocks_and_warps_are_joined_as_one_softmax() {
+        // A score a block that dwarfs the others: whichever block holds it decides alone, and the rest must vanish without a NaN.
+        let (length, heads, head_dim) = (1100, 2, 8);
+        let mut keys = vec![0f32; length * head_dim];
+        let values: Vec<f32> = (0..length * head_dim).map(|i| (i / head_dim) as f32).collect();
+        for largest in [0, 255, 256, 700, length - 1] {
+            keys.fill(-1.0);
+            keys[largest * head_dim..][..head_dim].fill(40.0);
+            let place = |values: &[f32], dims: &[usize]| {
+                Tensor::from_slice(values, dims).unwrap().to(DEVICE).unwrap()
+            };
+            let cache = [&keys, &values].map(|rows| place(rows, &[length, 1, head_dim]));
+            let q = place(&vec![1.0; heads * head_dim], &[1, heads, head_dim]);
+            let spans = Tensor::from_slice(&[0u32, 1, 0, length as u32], &[1, 4]).unwrap();
+            let spans = spans.to(DEVICE).unwrap();
+            let mut out = Tensor::zeros(DEVICE, DType::F32, q.dims()).unwrap();
+            let [keys, values] = cache.each_ref().map(Tensor::view);
+            super::super::decode(out.view_mut(), q.view(), keys, values, spans.view(), 1.0)
+                .unwrap();
+            let found = out.view().to_f32_vec();
+            // The weight of the largest score is 1 but for the rounding of its scaled value; what is rounded besides: the sum, the inverse and the
+            // product of a warp, of a block and of the last kernel, where they differ from their neighbours' zeros.
+            let (value, bound) = (largest as f32, 10.0 * f32::EPSILON / 2.0 * largest as f32);
+            assert!(found.iter().all(|&x| (x - value).abs() <= bound), "{largest}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn heads_of_more_elements_than_any_kernel_takes_are_refused() {
+        let zeros = |dims: &[usize]| Tensor::zeros(DEVICE, DType::BF16, dims).unwrap();
+        let (q, mut out) = (zeros(&[2, 1, 258]), zeros(&[2, 1, 258]));
+        let spans = Tensor::from_slice(&[0u32, 2, 0, 2], &[1, 4]).unwrap().to(DEVICE).unwrap();
+        let message =
+            super::super::decode(out.view_mut(), q.view(), q.view(), q.view(), spans.view(), 1.0);
+        assert_eq!(
+            message.unwrap_err().to_string(),
+            "attention.decode: a head has 258 elements, but devices have kernels for at most 256"
+        );
+    }
 }
