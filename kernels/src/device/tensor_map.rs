@@ -1,6 +1,7 @@
 //! Descriptions of tensors for the tensor memory accelerator of Hopper, with the rules of `cuTensorMapEncodeTiled` checked here, where a broken
 //! one can be told in a sentence.
 
+use prime_runtime::cuda::{self, TensorTiles};
 use prime_runtime::{DType, Device, Error, Result};
 
 use super::Pointer;
@@ -61,14 +62,23 @@ impl TensorMap {
     /// Describes a tensor to a device.
     ///
     /// # Errors
-    /// A sentence that names the rule which the tiling breaks; for CUDA devices, that their maps are made by the driver.
+    /// A sentence that names the rule which the tiling breaks, or says why the driver makes no map.
     pub(crate) fn new(device: Device, tiling: &Tiling<'_>) -> Result<TensorMap> {
         tiling.check().map_err(|message| Error::Device(format!("a tensor map: {message}")))?;
         match device {
             Device::Emulated => Ok(tiling.emulated()),
-            other => Err(Error::Device(format!(
-                "a tensor map for the device {other}: this build makes them for `emulated` only"
-            ))),
+            Device::Cuda(number) => {
+                let tiles = TensorTiles {
+                    address: tiling.start.address(),
+                    dtype: tiling.dtype,
+                    dims: tiling.dims,
+                    strides: tiling.strides,
+                    tile: tiling.tile,
+                    swizzle: tiling.swizzle.span(),
+                };
+                cuda::tensor_map(number, &tiles).map(TensorMap)
+            }
+            other => Err(Error::Device(format!("{other} has no tensor memory accelerator"))),
         }
     }
 }
