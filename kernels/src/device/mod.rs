@@ -1,7 +1,7 @@
 //! Device code and how it is started: what the launchers of all rooms share.
 //!
 //! A room's `.cu` text runs on a GPU, compiled at run time for the chip found, and on the emulated device, compiled as C++ when this
-//! crate is built with the feature `emulated`. Its `cuda.rs` fills one argument struct a kernel and starts it through [`Launch`], which
+//! crate is built with the feature `emulated`. Its `cuda.rs` fills one argument struct a kernel and starts it through `Launch`, which
 //! is the same for both.
 
 use prime_runtime::Device;
