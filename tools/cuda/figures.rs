@@ -18,9 +18,10 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Bytes of local memory a thread, of whatever kind.
+    /// Bytes of local memory a thread, of whatever kind. What is spilled lies in the stack frame; a place there may be stored to more
+    /// than once.
     pub fn local(&self) -> u32 {
-        self.stack.max(self.spill_stores)
+        if self.stack > 0 { self.stack } else { self.spill_stores }
     }
 }
 
