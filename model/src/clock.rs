@@ -1,4 +1,4 @@
-//! The date for chat templates that name it, in UTC.
+//! Dates as text, in UTC: for chat templates that name the day, and for results.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,12 +20,15 @@ const DAYS: [&str; 7] =
     ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// Seconds since 1970.
-pub(crate) fn now() -> u64 {
+pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// A moment under a `strftime` format.
-pub(crate) fn format(format: &str, seconds: u64) -> Result<String, String> {
+/// A moment, in seconds since 1970, under a `strftime` format.
+///
+/// # Errors
+/// When the format names something unknown, or ends within a directive.
+pub fn format(format: &str, seconds: u64) -> Result<String, String> {
     let days = seconds / 86_400;
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);

@@ -5,7 +5,7 @@
 
 mod activations;
 mod chat_template;
-mod clock;
+pub mod clock;
 mod config;
 mod decoder;
 mod error;

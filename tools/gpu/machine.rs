@@ -1,9 +1,9 @@
 //! What a result must say of where it was measured.
 
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use prime_model::clock;
 use prime_runtime::{Device, cuda};
 use serde_json::{Value, json};
 
@@ -66,18 +66,5 @@ fn clocks(number: u32) -> Value {
 
 /// Now, in UTC, as ISO 8601 writes it.
 pub fn now() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (days, seconds) = (seconds / 86_400, seconds % 86_400);
-    // Years are counted from March, so that the day that some have comes last (Hinnant, chrono-compatible low-level date algorithms).
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day = days % 146_097;
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year + 400 * era + u64::from(month <= 2);
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{:02}Z", seconds % 60)
+    clock::format("%FT%TZ", clock::now()).expect("the format is complete")
 }

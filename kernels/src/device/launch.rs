@@ -30,6 +30,8 @@ impl Pointer {
 }
 
 /// What a kernel may touch through one of its pointers.
+// Only the emulated device looks at all of it.
+#[cfg_attr(not(feature = "emulated"), allow(dead_code))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extent {
     /// Address of the first element.
@@ -46,17 +48,6 @@ pub(crate) struct Extent {
 
 /// Pointers of a launch, at most.
 const MOST_EXTENTS: usize = 32;
-
-/// How many elements of 16 bytes together a thread may take of a row at once: all of a vector where `columns` and the address and row
-/// distance of every view are multiples of it, else 1. The views share a dtype.
-pub(crate) fn vectorised(columns: usize, views: &[View<'_>]) -> usize {
-    let lanes = 16 / views[0].dtype().size();
-    let aligned = |view: &View<'_>| {
-        view.address().is_multiple_of(16)
-            && (view.dim(0) <= 1 || view.row_stride().is_multiple_of(lanes))
-    };
-    if columns.is_multiple_of(lanes) && views.iter().all(aligned) { lanes } else { 1 }
-}
 
 /// One launch of a kernel: who it is, what it may touch, and how many run it.
 pub(crate) struct Launch<'a> {

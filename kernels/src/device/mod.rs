@@ -12,7 +12,6 @@ mod emulator;
 #[cfg(all(test, feature = "emulator-tests"))]
 mod faults;
 pub mod instructions;
-#[allow(dead_code)]
 mod launch;
 #[cfg(all(test, feature = "emulator-tests"))]
 mod pipelines;
@@ -24,8 +23,8 @@ mod tensor_map;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use launch::{Launch, Pointer, vectorised};
-pub(crate) use rows::{THREADS, aligned, row_grid, rows_and_columns};
+pub(crate) use launch::{Launch, Pointer};
+pub(crate) use rows::{THREADS, aligned, row_grid, rows_and_columns, vectorised};
 pub(crate) use structs::{DeviceStruct, StructLayout, device_struct};
 
 /// The text of one `.cu` file.

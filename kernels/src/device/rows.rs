@@ -38,6 +38,13 @@ pub(crate) fn aligned(views: &[View<'_>]) -> bool {
     })
 }
 
+/// How many elements of 16 bytes together a thread may take of a row at once: all of a vector where `columns` is a multiple of it and every
+/// view is [`aligned`], else 1. The views share a dtype.
+pub(crate) fn vectorised(columns: usize, views: &[View<'_>]) -> usize {
+    let lanes = 16 / views[0].dtype().size();
+    if columns.is_multiple_of(lanes) && aligned(views) { lanes } else { 1 }
+}
+
 /// Rows and columns of views of one shape: one row where all of them are contiguous.
 pub(crate) fn rows_and_columns(views: &[View<'_>]) -> [usize; 2] {
     let elements = views[0].elements();
