@@ -113,42 +113,7 @@ pub struct TaskConfig {
     pub name: TaskName,
     pub arithmetic: ArithmeticSettings,
     pub countdown: CountdownSettings,
-    pub jsonl: JsonlConfig,
-}
-
-/// `[task.jsonl]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
-pub struct JsonlConfig {
-    pub train: String,
-    pub test: String,
-    pub held_out_one_in: u32,
-    pub prompt_field: String,
-    pub answer_field: String,
-    pub solution_field: String,
-    pub answer_after: String,
-    pub template: String,
-    pub chat: bool,
-    pub grader: String,
-}
-
-impl JsonlConfig {
-    /// As the task takes it; an empty string in the configuration is what is absent there.
-    pub fn settings(&self) -> JsonlSettings {
-        let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
-        JsonlSettings {
-            train: path(&self.train),
-            held_out: path(&self.test),
-            held_out_one_in: self.held_out_one_in,
-            prompt_field: self.prompt_field.clone(),
-            answer_field: self.answer_field.clone(),
-            solution_field: (!self.solution_field.is_empty()).then(|| self.solution_field.clone()),
-            template: self.template.clone(),
-            answer_after: self.answer_after.clone(),
-            grader: self.grader.clone(),
-        }
-    }
+    pub jsonl: JsonlSettings,
 }
 
 /// `[model]`
@@ -177,6 +142,7 @@ pub struct ModelConfig {
 pub struct SftConfig {
     pub steps: u64,
     pub batch_size: usize,
+    pub max_solution_tokens: usize,
     #[serde(flatten)]
     pub optimizer: OptimizerConfig,
 }
@@ -247,6 +213,7 @@ pub struct RolloutConfig {
     pub top_k: u32,
     pub top_p: f32,
     pub min_p: f32,
+    pub stop: Vec<String>,
     pub max_new_tokens: usize,
     pub max_prompt_tokens: usize,
     pub slots: usize,
@@ -263,8 +230,9 @@ pub struct FilterConfig {
     pub drop_truncated: bool,
     pub refill: Refill,
     pub groups: usize,
-    pub oversample: usize,
+    pub oversample: f64,
     pub max_rounds: usize,
+    pub skip_solved: bool,
 }
 
 /// `[prm]`
@@ -353,6 +321,7 @@ impl Config {
         for text in overrides {
             set(&mut table, text).with_context(|| format!("--set {text}"))?;
         }
+        complete_mix(&mut table).context("the configuration")?;
         let config: Config = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
             let message = error.to_string().trim().replace('\n', " ");
             let message = ["usize", "u64", "u32"].iter().fold(message, |message, kind| {
@@ -396,7 +365,6 @@ impl Config {
             ("rollout.slots", self.rollout.slots, 1 << 14),
             ("rollout.pass_tokens", self.rollout.pass_tokens, 1 << 22),
             ("filter.groups", self.filter.groups, MANY),
-            ("filter.oversample", self.filter.oversample, 1 << 16),
             ("filter.max_rounds", self.filter.max_rounds, MANY),
             ("prm.minibatches", self.prm.minibatches, 1 << 16),
             ("prm.epochs", self.prm.epochs, 1 << 16),
@@ -421,6 +389,12 @@ impl Config {
         for (name, value) in steps {
             ensure!(value <= 1 << 30, "{name} is {value}, expected at most {}", 1 << 30);
         }
+        ensure!(
+            self.sft.max_solution_tokens <= 1 << 20,
+            "sft.max_solution_tokens is {}, expected at most {}",
+            self.sft.max_solution_tokens,
+            1 << 20
+        );
         ensure!(self.threads <= 1024, "threads is {}, expected 0 to 1024", self.threads);
         ensure!(
             self.rollout.samples >= 2,
@@ -438,6 +412,15 @@ impl Config {
         within("rollout.min_p", f64::from(self.rollout.min_p), 0.0, 1.0)?;
         within("filter.lower", self.filter.lower, 0.0, 1.0)?;
         within("filter.upper", self.filter.upper, self.filter.lower, 1.0)?;
+        within("filter.oversample", self.filter.oversample, 1.0, 65536.0)?;
+        ensure!(
+            !self.rollout.stop.iter().any(String::is_empty),
+            "rollout.stop holds an empty text, which every response would end with"
+        );
+        ensure!(
+            !self.filter.skip_solved || self.task.name == TaskName::Jsonl,
+            "filter.skip_solved needs a data set, whose problems come again: a built-in task never runs out of new ones"
+        );
         within("prm.beta", self.prm.beta, 1e-9, 1e9)?;
         within("advantage.process_coef", self.advantage.process_coef, 0.0, 1e9)?;
         if self.advantage.estimator == Estimator::Gae {
@@ -520,6 +503,30 @@ fn merge(base: &mut Table, over: Table, prefix: &str) -> std::result::Result<(),
                 return fail(format!("`{path}` is {} `{new}`, expected {}", kind(&new), kind(old)));
             }
         }
+    }
+    Ok(())
+}
+
+/// Gives each source of a mix what `[task.jsonl]` says and it does not; its files and its name are its own.
+fn complete_mix(table: &mut Table) -> Result<()> {
+    let section = table.get_mut("task").and_then(|task| task.get_mut("jsonl"));
+    let Some(Value::Table(section)) = section else { return Ok(()) };
+    let mut base = section.clone();
+    for key in ["deduplicate", "overlap_words", "graders", "mix"] {
+        base.remove(key);
+    }
+    for key in ["name", "train", "test"] {
+        base.insert(key.to_owned(), Value::String(String::new()));
+    }
+    let Some(Value::Array(mix)) = section.get_mut("mix") else { return Ok(()) };
+    for (i, source) in mix.iter_mut().enumerate() {
+        let place = format!("task.jsonl.mix, source {}", i + 1);
+        let Value::Table(over) = source else {
+            bail!("{place} is {} `{source}`, expected a section", kind(source));
+        };
+        let mut whole = base.clone();
+        merge(&mut whole, std::mem::take(over), "").context(place)?;
+        *over = whole;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use prime_runtime::random::{Generator as Random, Stream};
 use serde::Serialize;
 
 use crate::prompts::Prompts;
-use crate::step::rollout::{self, Prompt};
+use crate::step::rollout::{self, Prompt, Stop};
 use crate::tasks::Split;
 
 /// Samples of evaluations are numbered from here, apart from those of training.
@@ -53,7 +53,7 @@ pub struct Graded {
 pub fn evaluate(
     generator: &mut Generator,
     prompts: &Prompts,
-    stop: &[u32],
+    stop: &Stop,
     settings: &Settings,
     progress: impl FnMut(usize),
 ) -> Result<(Vec<Graded>, usize)> {

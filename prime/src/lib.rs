@@ -5,10 +5,12 @@
 
 pub mod cli;
 pub mod config;
+pub mod data;
 pub mod engine;
 pub mod evaluate;
 pub mod graders;
 pub mod metrics;
+pub mod order;
 pub mod prompts;
 pub mod replay;
 pub mod run;

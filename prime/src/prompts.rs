@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use prime_model::{ChatTemplate, Config as ModelConfig, Message, Tokenizer, Weights, folder};
-use prime_runtime::random::{Generator as Random, Stream};
+use prime_model::{ChatTemplate, Config as ModelConfig, Tokenizer, Weights, folder};
 
-use crate::step::rollout::Prompt;
-use crate::tasks::{Problem, Split, Task};
+use crate::order::Order;
+use crate::step::rollout::{Prompt, Stop};
+use crate::tasks::{Problem, Purpose, Split, Task};
 
 /// Where training problems of RL begin in an endless task: those before are for SFT.
 const RL_OFFSET: u64 = 1 << 40;
@@ -21,8 +21,10 @@ pub struct Prompts {
     max_prompt_tokens: usize,
     /// The folder whose tokenizer files a saved model gets; none where the tokenizer was made for the task.
     source: Option<PathBuf>,
-    /// The order of a finite training set: that of one epoch.
-    order: std::sync::Mutex<Option<(u64, Vec<u32>)>>,
+    /// Texts that end a response.
+    stop: Vec<String>,
+    /// The orders of a finite training set, for SFT and for RL.
+    orders: [Order; 2],
 }
 
 /// A worked example of SFT.
@@ -43,14 +45,14 @@ impl Prompts {
         max_prompt_tokens: usize,
         source: Option<PathBuf>,
     ) -> Self {
-        Prompts {
-            task,
-            tokenizer,
-            chat,
-            max_prompt_tokens,
-            source,
-            order: std::sync::Mutex::new(None),
-        }
+        let orders = [Purpose::Sft, Purpose::Rl].map(|purpose| Order::new(task.shares(purpose)));
+        Prompts { task, tokenizer, chat, max_prompt_tokens, source, stop: Vec::new(), orders }
+    }
+
+    /// Ends responses at these texts too.
+    pub fn stopping_at(mut self, texts: &[String]) -> Self {
+        self.stop = texts.to_vec();
+        self
     }
 
     /// The same for another trainer.
@@ -58,6 +60,7 @@ impl Prompts {
         let (task, tokenizer, chat) =
             (self.task.clone(), self.tokenizer.clone(), self.chat.clone());
         Prompts::new(task, tokenizer, chat, self.max_prompt_tokens, self.source.clone())
+            .stopping_at(&self.stop)
     }
 
     /// The task.
@@ -99,7 +102,8 @@ impl Prompts {
     /// begin in one epoch and end in the next.
     pub fn patience(&self) -> u64 {
         const MANY: u64 = 100_000;
-        self.task.len(Split::Train).map_or(MANY, |count| (2 * count).min(MANY))
+        let epoch = self.orders.iter().map(Order::epoch).max().unwrap_or(0);
+        self.task.len(Split::Train).map_or(MANY, |count| (2 * count.max(epoch)).min(MANY))
     }
 
     /// The tokenizer.
@@ -107,13 +111,13 @@ impl Prompts {
         &self.tokenizer
     }
 
-    /// The tokens that end a response: the tokenizer's and the model's.
-    pub fn stop_tokens(&self, config: &ModelConfig) -> Vec<u32> {
-        let mut stop = config.eos_token_ids.clone();
-        stop.extend(self.tokenizer.eos_id());
-        stop.sort_unstable();
-        stop.dedup();
-        stop
+    /// What ends a response: the tokenizer's and the model's tokens, and the texts of the configuration.
+    pub fn stop(&self, config: &ModelConfig) -> Stop {
+        let mut tokens = config.eos_token_ids.clone();
+        tokens.extend(self.tokenizer.eos_id());
+        tokens.sort_unstable();
+        tokens.dedup();
+        Stop { tokens, texts: self.stop.clone(), tokenizer: self.tokenizer.clone() }
     }
 
     /// A prompt of a split; none when it is longer than the limit.
@@ -122,7 +126,7 @@ impl Prompts {
     /// When the split has no such problem or the text cannot be encoded.
     pub fn prompt(&self, split: Split, index: u64) -> Result<Option<Prompt>> {
         let problem = self.problem(split, index)?;
-        let tokens = self.encode_prompt(&problem.prompt)?;
+        let tokens = self.encode_prompt(&problem)?;
         Ok((tokens.len() <= self.max_prompt_tokens).then(|| Prompt {
             index,
             problem,
@@ -136,21 +140,25 @@ impl Prompts {
             .with_context(|| format!("{} has no problem {index}", self.task.name()))
     }
 
-    fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
-        let tokens = match &self.chat {
-            None => self.tokenizer.encode(prompt, true)?,
-            Some(chat) => {
-                let text = chat.render(&[Message::new("user", prompt)], true)?;
-                self.tokenizer.encode(&text, false)?
-            }
+    /// The tokens of a problem's prompt, through the chat template where it is a conversation.
+    ///
+    /// # Errors
+    /// When the text cannot be encoded, or the chat template refuses the conversation.
+    pub fn encode_prompt(&self, problem: &Problem) -> Result<Vec<u32>> {
+        let tokens = if problem.messages.is_empty() {
+            self.tokenizer.encode(&problem.prompt, true)?
+        } else {
+            let chat = self.chat.as_ref().context("a conversation needs a chat template")?;
+            self.tokenizer.encode(&chat.render(&problem.messages, true)?, false)?
         };
         if tokens.is_empty() {
-            bail!("a prompt of {} has no tokens: `{prompt}`", self.task.name());
+            bail!("a prompt of {} has no tokens: `{}`", self.task.name(), problem.prompt);
         }
         Ok(tokens)
     }
 
-    /// The worked example at a place of the training set for SFT, cut to nothing: none when it is longer than `max_tokens`.
+    /// The worked example at a place of the training set for SFT, cut to nothing: none when its solution is longer than `max_solution`, or the
+    /// whole than `max_tokens`.
     ///
     /// # Errors
     /// When the task has no worked solutions or the text cannot be encoded.
@@ -158,11 +166,12 @@ impl Prompts {
         &self,
         place: u64,
         seed: u64,
+        max_solution: usize,
         max_tokens: usize,
     ) -> Result<Option<Demonstration>> {
         let index = match self.task.len(Split::Train) {
             None => place,
-            Some(_) => self.training_index(place, seed),
+            Some(_) => self.training_index(place, seed, Purpose::Sft),
         };
         let problem = self.problem(Split::Train, index)?;
         let Some(solution) = &problem.solution else {
@@ -171,7 +180,7 @@ impl Prompts {
                 self.task.name()
             );
         };
-        let prompt = self.encode_prompt(&problem.prompt)?;
+        let prompt = self.encode_prompt(&problem)?;
         let mut response = self.tokenizer.encode(solution, false)?;
         let Some(eos) = self.tokenizer.eos_id() else {
             bail!(
@@ -179,25 +188,19 @@ impl Prompts {
             );
         };
         response.push(eos);
-        let fits =
-            prompt.len() <= self.max_prompt_tokens && prompt.len() + response.len() <= max_tokens;
+        let fits = prompt.len() <= self.max_prompt_tokens
+            && response.len() <= max_solution
+            && prompt.len() + response.len() <= max_tokens;
         Ok(fits.then_some(Demonstration { prompt, response }))
     }
 
-    /// The training problem at a place of the run's order: a fresh one of an endless task; of a finite one, each once an epoch in an
-    /// order that the seed and the epoch fix.
-    pub fn training_index(&self, place: u64, seed: u64) -> u64 {
-        let Some(count) = self.task.len(Split::Train) else { return RL_OFFSET + place };
-        // An empty set has no problem 0 either, and says so when it is asked for it.
-        let count = count.max(1);
-        let (epoch, offset) = (place / count, place % count);
-        let mut order = self.order.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
-            let mut indices: Vec<u32> = (0..count as u32).collect();
-            Random::new(seed, Stream::Shuffle, (1 << 32) + epoch).shuffle(&mut indices);
-            *order = Some((epoch, indices));
+    /// The training problem at a place of the run's order: a fresh one of an endless task; of a finite one, as its shares say, in an order that
+    /// the seed and the epoch fix.
+    pub fn training_index(&self, place: u64, seed: u64, purpose: Purpose) -> u64 {
+        if self.task.len(Split::Train).is_none() {
+            return RL_OFFSET + place;
         }
-        order.as_ref().map_or(offset, |(_, indices)| u64::from(indices[offset as usize]))
+        self.orders[usize::from(purpose == Purpose::Rl)].index(place, seed)
     }
 
     /// Saves a model as a Hugging Face folder, with this tokenizer.

@@ -23,7 +23,7 @@ pub fn task(config: &Config) -> Result<Arc<dyn Task>> {
     Ok(match config.task.name {
         TaskName::Arithmetic => Arc::new(Arithmetic::new(config.task.arithmetic.clone(), seed)?),
         TaskName::Countdown => Arc::new(Countdown::new(config.task.countdown.clone(), seed)?),
-        TaskName::Jsonl => Arc::new(Jsonl::load(&config.task.jsonl.settings())?),
+        TaskName::Jsonl => Arc::new(Jsonl::load(&config.task.jsonl)?),
     })
 }
 
@@ -32,7 +32,18 @@ pub fn task(config: &Config) -> Result<Arc<dyn Task>> {
 /// # Errors
 /// When the tokenizer or chat template is missing or unusable.
 pub fn prompts(config: &Config, model_folder: Option<&Path>) -> Result<Prompts> {
-    let task = task(config)?;
+    prompts_of(config, task(config)?, model_folder)
+}
+
+/// As [`prompts`], of a task that was read already.
+///
+/// # Errors
+/// As for [`prompts`].
+pub fn prompts_of(
+    config: &Config,
+    task: Arc<dyn Task>,
+    model_folder: Option<&Path>,
+) -> Result<Prompts> {
     let source = model_folder.map(Path::to_path_buf).or_else(|| {
         (!config.model.tokenizer.is_empty()).then(|| PathBuf::from(&config.model.tokenizer))
     });
@@ -44,13 +55,16 @@ pub fn prompts(config: &Config, model_folder: Option<&Path>) -> Result<Prompts> 
             task.name()
         ),
     };
-    let chat = match (config.task.name == TaskName::Jsonl && config.task.jsonl.chat, &source) {
+    let chats = config.task.name == TaskName::Jsonl
+        && config.task.jsonl.sources()?.iter().any(|source| source.chat);
+    let chat = match (chats, &source) {
         (false, _) => None,
         (true, Some(folder)) => Some(Arc::new(ChatTemplate::load(folder)?)),
         (true, None) => bail!("task.jsonl.chat=true needs a model folder with a chat template"),
     };
     let limit = config.rollout.max_prompt_tokens;
-    Ok(Prompts::new(task, Arc::new(tokenizer), chat, limit, source))
+    let prompts = Prompts::new(task, Arc::new(tokenizer), chat, limit, source);
+    Ok(prompts.stopping_at(&config.rollout.stop))
 }
 
 /// A model of a Hugging Face folder, on the configuration's device and in its dtype, checked against the tokenizer.

@@ -118,12 +118,16 @@ impl Sft {
     /// The next demonstrations that fit, and how many did not.
     fn draw(&mut self) -> Result<(Vec<Demonstration>, usize)> {
         let limit = self.config.micro_batch_tokens();
+        let longest = match self.config.sft.max_solution_tokens {
+            0 => limit,
+            longest => longest,
+        };
         let (mut drawn, mut skipped) = (Vec::with_capacity(self.config.sft.batch_size), 0);
         let mut in_a_row = 0;
         while drawn.len() < self.config.sft.batch_size {
             let place = self.state.demonstrations;
             self.state.demonstrations += 1;
-            match self.prompts.demonstration(place, self.config.seed, limit)? {
+            match self.prompts.demonstration(place, self.config.seed, longest, limit)? {
                 Some(demonstration) => {
                     drawn.push(demonstration);
                     in_a_row = 0;
@@ -132,7 +136,7 @@ impl Sft {
             }
             if in_a_row >= self.prompts.patience() {
                 bail!(
-                    "{in_a_row} demonstrations in a row were too long: prompts have at most rollout.max_prompt_tokens, {}, and with their solutions at most {limit} tokens",
+                    "{in_a_row} demonstrations in a row were too long: prompts have at most rollout.max_prompt_tokens, {}, solutions at most {longest} tokens, and both together {limit}",
                     self.config.rollout.max_prompt_tokens
                 );
             }

@@ -17,13 +17,14 @@ use crate::config::{Config, PrmUpdate, Reference, Refill};
 use crate::engine::{Engine, Learner, load_state, save_optimizer, save_state};
 use crate::metrics::Metrics;
 use crate::prompts::Prompts;
+use crate::step::curriculum::Curriculum;
 use crate::step::filter::{self, Bounds, Counts};
-use crate::step::rollout::{self, Prompt};
+use crate::step::rollout::{self, Prompt, Stop};
 use crate::step::{
     Rollouts, accuracy, advantage, filter::Refill as Selector, grade, implicit_reward,
     policy_update, prm_update,
 };
-use crate::tasks::Split;
+use crate::tasks::{Purpose, Split};
 
 /// Where a run stands; with weights and optimiser states, all that a resumed run needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +39,9 @@ pub struct State {
     pub prompts: u64,
     /// Prompts that passed the filter and found no place in their batch: they are sampled anew, first of all.
     pub buffer: Vec<u64>,
+    /// What is remembered of the prompts, where solved ones are left out.
+    #[serde(default)]
+    pub curriculum: Curriculum,
     /// Optimiser updates of the policy.
     pub policy_updates: u64,
     /// Optimiser updates of the PRM.
@@ -89,7 +93,7 @@ pub struct Trainer {
     policy: Learner,
     prm: Option<Prm>,
     generator: Generator,
-    stop: Vec<u32>,
+    stop: Stop,
     state: State,
 }
 
@@ -99,6 +103,8 @@ struct Sampled {
     counts: Counts,
     /// Prompts left out before sampling.
     too_long: u64,
+    /// Those left out because they are solved.
+    solved: u64,
     rounds: u64,
     sampled_tokens: usize,
     /// Of all responses sampled, before the filter.
@@ -155,7 +161,7 @@ impl Trainer {
         let generator = Generator::new(&model_config, &policy.weights, config.generation_limits())?;
         let updates = batches * (config.policy.minibatches * config.policy.epochs) as u64;
         let policy = Learner::new(policy.weights, &config.policy.optimizer, updates)?;
-        let stop = prompts.stop_tokens(&model_config);
+        let stop = prompts.stop(&model_config);
         let state = State::default();
         Ok(Trainer {
             config: config.clone(),
@@ -283,7 +289,8 @@ impl Trainer {
             Refill::Once => (Selector::Resample, rollout.prompts, 1),
             Refill::Resample => (Selector::Resample, rollout.prompts, filter_config.max_rounds),
             Refill::Oversample => {
-                (Selector::Oversample, filter_config.groups * filter_config.oversample, 1)
+                let prompts = Selector::draw(filter_config.groups, filter_config.oversample);
+                (Selector::Oversample, prompts, 1)
             }
         };
         self.generator.load_weights(&self.policy.weights)?;
@@ -291,6 +298,7 @@ impl Trainer {
             batch: Rollouts::new(),
             counts: Counts::default(),
             too_long: 0,
+            solved: 0,
             rounds: 0,
             sampled_tokens: 0,
             accuracy: 0.0,
@@ -303,7 +311,7 @@ impl Trainer {
         while sampled.rounds < max_rounds as u64
             && sampled.batch.groups.len() < filter_config.groups
         {
-            let prompts = self.draw_prompts(round_prompts, &mut sampled.too_long)?;
+            let prompts = self.draw_prompts(round_prompts, &mut sampled)?;
             let settings = rollout::Settings {
                 samples: rollout.samples,
                 sampling: Sampling {
@@ -337,6 +345,9 @@ impl Trainer {
             sampled.truncated +=
                 round.finished.iter().filter(|&&finished| !finished).count() as f64;
             responses += round.len() as f64;
+            if filter_config.skip_solved {
+                self.state.curriculum.learn(&prompts, &round);
+            }
             let verdicts = filter::verdicts(&round, &bounds);
             sampled.counts.add(&verdicts);
             let selection =
@@ -352,33 +363,47 @@ impl Trainer {
         sampled.accuracy /= f64::max(responses, 1.0);
         sampled.truncated /= f64::max(responses, 1.0);
         metrics_of_sampling(metrics, &sampled);
+        if filter_config.skip_solved {
+            metrics.set("filter/skipped_as_solved", sampled.solved as f64);
+            metrics.set("curriculum/solved", self.state.curriculum.solved() as f64);
+            metrics.set("curriculum/seen", self.state.curriculum.seen() as f64);
+        }
         sampled.batch.device = self.config.device();
         Ok(sampled.batch)
     }
 
-    /// The next prompts: first those of the buffer, then the task's. Those longer than the limit are left out and counted.
-    fn draw_prompts(&mut self, count: usize, too_long: &mut u64) -> Result<Vec<Prompt>> {
+    /// The next prompts: first those of the buffer, then the task's. Those longer than the limit, and solved ones where they are not wanted, are
+    /// left out and counted.
+    fn draw_prompts(&mut self, count: usize, sampled: &mut Sampled) -> Result<Vec<Prompt>> {
         let mut drawn = Vec::with_capacity(count);
         let buffered = self.state.buffer.len().min(count);
         for index in self.state.buffer.drain(..buffered) {
             drawn.extend(self.prompts.prompt(Split::Train, index)?);
         }
-        let mut in_a_row = 0;
+        let (mut in_a_row, mut solved_among) = (0, false);
         while drawn.len() < count {
-            let index = self.prompts.training_index(self.state.prompts, self.config.seed);
+            let index =
+                self.prompts.training_index(self.state.prompts, self.config.seed, Purpose::Rl);
             self.state.prompts += 1;
-            match self.prompts.prompt(Split::Train, index)? {
-                Some(prompt) => {
-                    drawn.push(prompt);
-                    in_a_row = 0;
-                }
-                None => (*too_long, in_a_row) = (*too_long + 1, in_a_row + 1),
+            if self.config.filter.skip_solved && self.state.curriculum.is_solved(index) {
+                sampled.solved += 1;
+                (in_a_row, solved_among) = (in_a_row + 1, true);
+            } else if let Some(prompt) = self.prompts.prompt(Split::Train, index)? {
+                drawn.push(prompt);
+                (in_a_row, solved_among) = (0, false);
+            } else {
+                sampled.too_long += 1;
+                in_a_row += 1;
             }
             if in_a_row >= self.prompts.patience() {
-                bail!(
-                    "{in_a_row} prompts in a row were longer than rollout.max_prompt_tokens, {}",
-                    self.config.rollout.max_prompt_tokens
-                );
+                if !solved_among {
+                    bail!(
+                        "{in_a_row} prompts in a row were longer than rollout.max_prompt_tokens, {}",
+                        self.config.rollout.max_prompt_tokens
+                    );
+                }
+                self.state.curriculum.begin_anew();
+                (in_a_row, solved_among) = (0, false);
             }
         }
         Ok(drawn)

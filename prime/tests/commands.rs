@@ -16,7 +16,7 @@ fn every_command_explains_itself_with_an_example() {
     let help = prime(&["--help"], "").expect(0).out;
     assert!(help.contains("A first session"), "{help}");
     for command in
-        ["train", "sft", "eval", "generate", "score", "grade", "replay", "plan", "doctor"]
+        ["train", "sft", "eval", "generate", "score", "grade", "replay", "data", "plan", "doctor"]
     {
         assert!(help.contains(command));
         let ran = prime(&[command, "--help"], "").expect(0);

@@ -52,7 +52,7 @@ pub struct Request {
 /// Why a sample ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop token was drawn (it is the last token).
+    /// A stop token was drawn (it is the last token), or whoever watched the sample saw its end.
     Stop,
     /// It reached its limit, or the cache's.
     Length,
@@ -203,11 +203,10 @@ impl Generator {
         stop: &[u32],
         progress: impl FnMut(usize),
     ) -> Result<Vec<Completion>> {
-        self.run(requests, stop, progress, &mut |_, _| true)
+        self.generate_watched(requests, stop, progress, &mut |_, _| None)
     }
 
-    /// As [`Generator::generate`]; `watch` sees each token when it is drawn, with the index of its request, and says whether the sample
-    /// goes on. A sample that does not has reached its length.
+    /// As [`Generator::generate`]; `watch` sees each token when it is drawn, with the index of its request, and may end the sample there.
     ///
     /// # Errors
     /// As [`Generator::generate`].
@@ -215,17 +214,8 @@ impl Generator {
         &mut self,
         requests: &[Request],
         stop: &[u32],
-        watch: &mut dyn FnMut(usize, u32) -> bool,
-    ) -> Result<Vec<Completion>> {
-        self.run(requests, stop, |_| (), watch)
-    }
-
-    fn run(
-        &mut self,
-        requests: &[Request],
-        stop: &[u32],
         mut progress: impl FnMut(usize),
-        watch: &mut dyn FnMut(usize, u32) -> bool,
+        watch: &mut dyn FnMut(usize, u32) -> Option<Finish>,
     ) -> Result<Vec<Completion>> {
         for (i, request) in requests.iter().enumerate() {
             self.check(i, request)?;
@@ -381,7 +371,7 @@ impl Generator {
         &mut self,
         requests: &[Request],
         stop: &[u32],
-        watch: &mut dyn FnMut(usize, u32) -> bool,
+        watch: &mut dyn FnMut(usize, u32) -> Option<Finish>,
         completions: &mut [Option<Completion>],
     ) -> Result<usize> {
         let count = self.step.drawn_slots.len();
@@ -402,12 +392,12 @@ impl Generator {
             active.drawn.log_probs.push(log_probs[row]);
             active.drawn.entropy.push(entropy[row]);
             let drawn = active.drawn.tokens.len();
-            let full = !watch(active.request, token)
-                || drawn >= requests[active.request].max_new_tokens
+            let watched = watch(active.request, token);
+            let full = drawn >= requests[active.request].max_new_tokens
                 || active.prompt.len() + drawn >= self.limits.positions;
-            let stopped = stop.contains(&token);
-            if stopped || full {
-                active.drawn.finish = if stopped { Finish::Stop } else { Finish::Length };
+            let stopped = stop.contains(&token).then_some(Finish::Stop);
+            if let Some(finish) = stopped.or(watched).or(full.then_some(Finish::Length)) {
+                active.drawn.finish = finish;
                 let active = self.active[slot].take().expect("matched above");
                 completions[active.request] = Some(active.drawn);
                 ended += 1;

@@ -27,7 +27,7 @@ use crate::{setup, tasks};
 /// Draws samples for each problem, grades them, and prints pass@1 (a sample is right), avg@k (its mean score), pass@k (at least one of k is
 /// right, unbiased) and maj@k (the answer that most of k give is right), with 95 % intervals over problems by resampling them.
 ///
-/// The problems are those of the configuration's task, or of --data: a file of JSON Lines such as GSM8K's test set.
+/// The problems are those of the configuration's task, or of --data: a file such as GSM8K's test set.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -42,7 +42,7 @@ pub(super) struct EvalArgs {
     /// Built-in task, or jsonl; may be repeated [default: the configuration's]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(tasks::NAMES))]
     task: Vec<String>,
-    /// JSON Lines of problems, all of them to evaluate on
+    /// A file of problems (JSON Lines, JSON or Parquet), all of them to evaluate on
     #[arg(long, value_name = "FILE", conflicts_with = "task")]
     data: Option<PathBuf>,
     /// The field of the prompt [default: the configuration's, "question"]
@@ -111,7 +111,8 @@ impl EvalArgs {
         if let Some(data) = &self.data {
             let path = data.to_str().context("the path of --data is not UTF-8").map_err(misuse)?;
             config.task.name = TaskName::Jsonl;
-            let jsonl = &mut config.task.jsonl;
+            config.task.jsonl.mix.clear();
+            let jsonl = &mut config.task.jsonl.source;
             (jsonl.train, jsonl.test) = (String::new(), path.to_string());
             jsonl.solution_field = String::new();
             let set = |field: &mut String, flag: &Option<String>| {
@@ -130,7 +131,9 @@ impl EvalArgs {
                 jsonl.chat = true;
                 jsonl.template = "{prompt}".to_string();
             }
-            crate::graders::by_name(&jsonl.grader).map_err(misuse)?;
+            if jsonl.grader != tasks::jsonl::BY_SOURCE {
+                crate::graders::by_name(&jsonl.grader).map_err(misuse)?;
+            }
         }
         let or = |flag: Option<u32>, value: usize| flag.map_or(value, |flag| flag as usize);
         config.eval.problems = or(self.problems, config.eval.problems);
@@ -230,7 +233,7 @@ fn evaluate_task(
         step_tokens: config.rollout.pass_tokens.max(slots),
     };
     let mut generator = Generator::new(&model.config, &model.weights, limits)?;
-    let stop = prompts.stop_tokens(&model.config);
+    let stop = prompts.stop(&model.config);
     let mut progress = Progress::new("eval", samples, 0);
     let (graded, left_out) = evaluate(&mut generator, prompts, &stop, &settings, |done| {
         progress.step(done as u64, "samples");

@@ -2,6 +2,7 @@
 //!
 //! One file a command; `files` and `models` are what they share.
 
+mod data;
 mod doctor;
 mod eval;
 mod files;
@@ -29,6 +30,7 @@ use clap::{Parser, Subcommand};
 #[command(after_help = "\
 A first session:
   prime doctor                        what this machine offers, and how fast it is
+  prime data                          what there is to train on, and how it looks to the model
   prime plan                          what the default run takes: memory, work, time
   prime train --out runs/first        a model from nothing: SFT, PRIME, a table of the gain
   prime eval --model runs/first       that model on held-out problems, with intervals
@@ -54,6 +56,7 @@ enum Command {
     Score(score::ScoreArgs),
     Grade(grade::GradeArgs),
     Replay(replay::ReplayArgs),
+    Data(data::DataArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -82,6 +85,10 @@ fn misuse(error: impl Into<anyhow::Error>) -> Failure {
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
+        // What a data file made a reader panic with is told as a fault of that file.
+        if crate::data::is_guarded() {
+            return;
+        }
         let payload = panic.payload();
         let message = payload.downcast_ref::<&str>().copied();
         let message = message.or(payload.downcast_ref::<String>().map(String::as_str));
@@ -130,6 +137,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Score(args) => in_pool(threads, || score::run(&args)),
         Command::Grade(args) => grade::run(&args),
         Command::Replay(args) => in_pool(threads, || replay::run(&args)),
+        Command::Data(args) => data::run(&args, threads),
         Command::Plan(args) => plan::run(args, threads),
         Command::Doctor(args) => in_pool(threads, || doctor::run(&args)),
     }

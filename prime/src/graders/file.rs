@@ -83,7 +83,7 @@ pub(crate) fn text_field(object: &Map<String, Value>, name: &str) -> Result<Stri
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",

@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 
 pub use exact::Exact;
 pub use file::grade_jsonl;
-pub(crate) use file::{parse_object, text_field};
+pub(crate) use file::{kind, parse_object, text_field};
 pub use gsm8k::Gsm8k;
 pub use math::Math;
 pub use names::nearest;

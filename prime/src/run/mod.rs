@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::prompts::Prompts;
 use crate::setup;
 use crate::sft::Sft;
+use crate::step::rollout::Stop;
 use crate::tasks::Split;
 use crate::trainer::{Model, State, Trainer};
 use folder::RunFolder;
@@ -398,7 +399,7 @@ fn evaluate_trainer(
     checkpoints: &str,
 ) -> Result<Entry> {
     let prompts = trainer.prompts().share();
-    let stop = prompts.stop_tokens(trainer.model_config());
+    let stop = prompts.stop(trainer.model_config());
     let state = trainer.state().clone();
     match evaluate_with(config, &prompts, trainer.generator()?, &stop) {
         Ok(entry) => record_evaluation(folder, entry, stage.name, state.step, state.samples),
@@ -421,7 +422,7 @@ fn evaluate_model(
         return Ok(entry);
     }
     let mut generator = Generator::new(&model.config, &model.weights, config.generation_limits())?;
-    let stop = prompts.stop_tokens(&model.config);
+    let stop = prompts.stop(&model.config);
     let entry = evaluate_with(config, prompts, &mut generator, &stop)
         .with_context(|| format!("the evaluation of the model at the {stage} was refused"))?;
     record_evaluation(folder, entry, stage, step, 0)
@@ -432,7 +433,7 @@ fn evaluate_with(
     config: &Config,
     prompts: &Prompts,
     generator: &mut Generator,
-    stop: &[u32],
+    stop: &Stop,
 ) -> Result<(Summary, Summary)> {
     let mut summaries = Vec::with_capacity(2);
     for (samples, temperature) in [(config.eval.samples, config.eval.temperature), (1, 0.0)] {

@@ -79,6 +79,7 @@ pub mod accuracy;
 pub mod advantage;
 pub mod aggregate;
 pub mod batch;
+pub mod curriculum;
 pub mod filter;
 pub mod grade;
 pub mod implicit_reward;

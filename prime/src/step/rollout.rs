@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use prime_model::{Completion, Generator, Request, Sampling};
+use prime_model::{Completion, Finish, Generator, Request, Sampling, TextStream, Tokenizer};
 
 use crate::tasks::Problem;
 
@@ -31,6 +31,40 @@ pub struct Settings {
     pub first_sequence: u64,
 }
 
+/// What ends a response.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// Tokens; the one drawn is the response's last.
+    pub tokens: Vec<u32>,
+    /// Texts; the token that completes one is the response's last.
+    pub texts: Vec<String>,
+    /// What reads tokens as text.
+    pub tokenizer: Arc<Tokenizer>,
+}
+
+/// The end of one response's text, as far as a text that stops it could begin there.
+struct Tail<'a> {
+    stream: TextStream<'a>,
+    text: String,
+}
+
+impl Tail<'_> {
+    /// Whether the token completes one of the texts.
+    fn completes(&mut self, token: u32, texts: &[String]) -> Result<bool> {
+        self.text.push_str(&self.stream.push(token)?);
+        if texts.iter().any(|stop| self.text.contains(stop.as_str())) {
+            return Ok(true);
+        }
+        let longest = texts.iter().map(String::len).max().unwrap_or(0);
+        let mut start = self.text.len().saturating_sub(longest);
+        while !self.text.is_char_boundary(start) {
+            start -= 1;
+        }
+        self.text.drain(..start);
+        Ok(false)
+    }
+}
+
 /// Draws the samples of each prompt, those of one prompt together and in order. `progress` is called with the number finished.
 ///
 /// # Errors
@@ -39,7 +73,7 @@ pub fn rollout(
     generator: &mut Generator,
     prompts: &[Prompt],
     settings: &Settings,
-    stop: &[u32],
+    stop: &Stop,
     progress: impl FnMut(usize),
 ) -> Result<Vec<Vec<Completion>>> {
     let requests: Vec<Request> = prompts
@@ -53,6 +87,26 @@ pub fn rollout(
             max_new_tokens: settings.max_new_tokens,
         })
         .collect();
-    let mut completions = generator.generate(&requests, stop, progress)?.into_iter();
+    let completions = if stop.texts.is_empty() {
+        generator.generate(&requests, &stop.tokens, progress)?
+    } else {
+        let tail = |_| Tail { stream: stop.tokenizer.stream(false), text: String::new() };
+        let mut tails: Vec<Tail<'_>> = requests.iter().map(tail).collect();
+        let mut failure = None;
+        let mut watch = |request: usize, token: u32| {
+            let completed = tails[request].completes(token, &stop.texts).unwrap_or_else(|error| {
+                failure.get_or_insert(error);
+                true
+            });
+            completed.then_some(Finish::Stop)
+        };
+        let completions =
+            generator.generate_watched(&requests, &stop.tokens, progress, &mut watch)?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        completions
+    };
+    let mut completions = completions.into_iter();
     Ok(prompts.iter().map(|_| completions.by_ref().take(settings.samples).collect()).collect())
 }

@@ -279,6 +279,7 @@ impl Task for Countdown {
             answer: text,
             solution: Some(demonstration(&numbers, &steps)),
             level: steps.len() as u32,
+            ..Problem::default()
         })
     }
 

@@ -10,8 +10,12 @@ pub mod arithmetic;
 pub mod countdown;
 mod generated;
 pub mod jsonl;
+pub mod published;
+
+use std::ops::Range;
 
 use anyhow::{Result, bail};
+use prime_model::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::graders::{Grade, nearest};
@@ -21,18 +25,40 @@ pub use countdown::{Countdown, CountdownSettings};
 pub use jsonl::{Jsonl, JsonlSettings};
 
 /// One problem.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problem {
     /// Its index within its split.
     pub id: u64,
-    /// What the model is given.
+    /// What the model is given; of a conversation, its last message.
     pub prompt: String,
+    /// The conversation that the model is given through its chat template; empty where `prompt` is all.
+    pub messages: Vec<Message>,
     /// The reference answer, in the form that the task's grader reads.
     pub answer: String,
     /// A worked response for SFT; `None` where a data set has none.
     pub solution: Option<String>,
     /// How long the problem's solution is, for figures by difficulty: operations of a generated task, 0 for data sets.
     pub level: u32,
+    /// Which of the task's groups it belongs to (see [`Task::group`]).
+    pub group: u32,
+}
+
+/// What training problems are drawn for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Demonstrations, with worked solutions.
+    Sft,
+    /// Rollouts, which are graded.
+    Rl,
+}
+
+/// Training problems that are drawn in a proportion of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Which of the training problems.
+    pub problems: Range<u64>,
+    /// How many draws of them make an epoch.
+    pub draws: u64,
 }
 
 /// Which problems: those to train on, or those never trained on.
@@ -87,6 +113,23 @@ pub trait Task: Send + Sync {
     /// Grades a response. `finished` says that it ended by itself and was not cut off at the limit of its length.
     fn grade(&self, problem: &Problem, response: &str, finished: bool) -> Grade;
 
+    /// How a finite training set is drawn from; a part with as many draws as problems shows each once an epoch. Empty for an endless task.
+    /// Problems for SFT alone have indices past the end of the split.
+    fn shares(&self, _purpose: Purpose) -> Vec<Share> {
+        let share = |count| Share { problems: 0..count, draws: count };
+        self.len(Split::Train).map(share).into_iter().collect()
+    }
+
+    /// The name of the part of the data that a problem belongs to, and its grader, where the task names them.
+    fn group(&self, _problem: &Problem) -> (&str, Option<&str>) {
+        ("", None)
+    }
+
+    /// What became of each source of a data set.
+    fn parts(&self) -> &[jsonl::Part] {
+        &[]
+    }
+
     /// The characters of prompts and responses, for a task that brings its own character tokenizer; `None` for texts
     /// that need a model's tokenizer.
     fn alphabet(&self) -> Option<&str>;
@@ -111,8 +154,8 @@ pub enum TaskSettings {
     Arithmetic(ArithmeticSettings),
     /// Reaching a target from given numbers.
     Countdown(CountdownSettings),
-    /// Problems read from JSON Lines files.
-    Jsonl(JsonlSettings),
+    /// Problems read from files.
+    Jsonl(Box<JsonlSettings>),
 }
 
 /// The names of the tasks.
@@ -124,7 +167,7 @@ impl TaskSettings {
         Ok(match name {
             "arithmetic" => TaskSettings::Arithmetic(ArithmeticSettings::default()),
             "countdown" => TaskSettings::Countdown(CountdownSettings::default()),
-            "jsonl" => TaskSettings::Jsonl(JsonlSettings::default()),
+            "jsonl" => TaskSettings::Jsonl(Box::default()),
             _ => {
                 let hint = match nearest(name, NAMES.iter().copied()) {
                     Some(near) => format!("; did you mean {near:?}?"),

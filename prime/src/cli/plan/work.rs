@@ -6,7 +6,8 @@ use prime_model::Config as ModelConfig;
 use super::Outline;
 use crate::config::{Config, PrmUpdate, Refill};
 use crate::prompts::Prompts;
-use crate::tasks::Split;
+use crate::step::filter::Refill as Selector;
+use crate::tasks::{Purpose, Split};
 
 /// Problems looked at to learn how long texts are.
 const LOOKED_AT: u64 = 64;
@@ -35,7 +36,7 @@ impl Lengths {
         let (mut prompt, mut prompts_seen) = (0, 0);
         let (mut response, mut responses_seen) = (0, 0);
         for place in 0..LOOKED_AT {
-            let index = prompts.training_index(place, config.seed);
+            let index = prompts.training_index(place, config.seed, Purpose::Rl);
             let Some(found) = prompts.prompt(Split::Train, index)? else { continue };
             (prompt, prompts_seen) = (prompt + found.tokens.len(), prompts_seen + 1);
             if let Some(solution) = &found.problem.solution {
@@ -130,7 +131,7 @@ impl Work {
         let policy = Forward::of(&outline.policy);
         let f = |count: usize| count as f64;
         let round = match config.filter.refill {
-            Refill::Oversample => config.filter.groups * config.filter.oversample,
+            Refill::Oversample => Selector::draw(config.filter.groups, config.filter.oversample),
             Refill::Once | Refill::Resample => config.rollout.prompts,
         };
         let kept = config.filter.groups.min(round) * config.rollout.samples;

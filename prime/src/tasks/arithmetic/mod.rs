@@ -175,6 +175,7 @@ impl Task for Arithmetic {
             answer: chain.value().to_string(),
             solution: Some(self.demonstration(&chain, &mut random)),
             level: operations,
+            ..Problem::default()
         })
     }
 
