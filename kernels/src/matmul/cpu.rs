@@ -293,8 +293,14 @@ impl Job<'_> {
         // Enough tasks to level out uneven work; narrower ones only where there are too few rows to share, but not so narrow
         // that a kernel for few rows lacks panels to read side by side.
         let wanted = if serial { 1 } else { 4 * threads };
-        let across = width.div_ceil(most).max(wanted.div_ceil(strips).min(width.div_ceil(4)));
+        let across = match panels {
+            // Few rows make little use of a panel: let each panel be read by one task.
+            Panels::Packed(_) if strips <= TASK_STRIPS => wanted.min(width.div_ceil(4)),
+            _ => wanted.div_ceil(strips).min(width.div_ceil(4)),
+        };
+        let across = width.div_ceil(most).max(across);
         let down = wanted.div_ceil(across).max(strips.div_ceil(TASK_STRIPS)).min(strips);
+        let down = if across >= 2 * threads { strips.div_ceil(TASK_STRIPS) } else { down };
         let task = |index: usize| Part {
             strips: part(strips, down, index % down),
             panels: part(width, across, index / down),
@@ -348,6 +354,7 @@ impl Job<'_> {
             let block = self::part(self.words, blocks, index);
             let (right, panel_stride) = self.panels(part, panels, fresh, block.clone());
             let stage = Stage { first: index == 0, last: index + 1 == blocks, sums, panel_stride };
+            let mut panels_ahead = self.panels_ahead(part, panels, index + 1, blocks);
             for strip_index in part.strips.clone() {
                 let rows = rows(self.m, strip_index);
                 // SAFETY: the strip has room for `STRIP` rows of `BLOCK` words.
@@ -377,8 +384,14 @@ impl Job<'_> {
                     // SAFETY: strip and panels hold the block, and the tile is this task's alone.
                     unsafe {
                         let right = right.add((panel - part.panels.start) * panel_stride);
+                        // The first strip reads panels that may come from memory; those behind it have time to fetch more.
+                        let ahead = if ahead.is_done() && strip_index > part.strips.start {
+                            &mut panels_ahead
+                        } else {
+                            &mut ahead
+                        };
                         self.tile(part, &stage, rows.clone(), columns, |tile| {
-                            kernel(block.len(), strip, right, tile, &mut ahead);
+                            kernel(block.len(), strip, right, tile, ahead);
                         });
                     }
                     panel += taken;
@@ -408,6 +421,18 @@ impl Job<'_> {
             pack::panel(self.level, words, b, transposed, self.word, index * PANEL, block.start);
         }
         (fresh, BLOCK * PANEL)
+    }
+
+    /// What is read of packed panels after the present block: the next one of this part, or the first of the part behind it, which the
+    /// same thread is likely to take up.
+    fn panels_ahead(&self, part: &Part, panels: Panels<'_>, index: usize, blocks: usize) -> Ahead {
+        let Panels::Packed(words) = panels else { return Ahead::nothing() };
+        let width = self.n.div_ceil(PANEL);
+        let (index, first) =
+            if index < blocks { (index, part.panels.start) } else { (0, part.panels.end) };
+        let block = self::part(self.words, blocks, index);
+        let count = part.panels.len().min(width - first);
+        Ahead::panels(words, first..first + count, self.words * PANEL, block)
     }
 
     /// Runs the kernel on one tile: finds where its chains start and end, and finishes those that end.

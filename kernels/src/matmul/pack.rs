@@ -138,6 +138,24 @@ impl Ahead {
         Ahead { at, column: 0, width, skip, rows: lines.len() }
     }
 
+    /// Words `block` of some panels, which are `panel` words each.
+    pub(super) fn panels(
+        words: &[u32],
+        panels: Range<usize>,
+        panel: usize,
+        block: Range<usize>,
+    ) -> Self {
+        let at = words.as_ptr().wrapping_add(panels.start * panel + block.start * PANEL).cast();
+        let width = (block.len() * PANEL * size_of::<u32>()).max(64);
+        let skip = (panel * size_of::<u32>()).wrapping_sub(width - 64);
+        Ahead { at, column: 0, width, skip, rows: panels.len() }
+    }
+
+    /// Whether all has been asked for.
+    pub(super) fn is_done(&self) -> bool {
+        self.rows == 0
+    }
+
     /// Nothing to ask for.
     pub(super) fn nothing() -> Self {
         Ahead { at: std::ptr::null(), column: 0, width: 64, skip: 0, rows: 0 }
