@@ -74,4 +74,5 @@ operations! {
     scan,
     scatter,
     swiglu,
+    value_loss,
 }

@@ -59,6 +59,7 @@ pub(crate) struct BackwardBuffers {
     pub(crate) attended: Tensor,      // (tokens, heads * head_dim)
     pub(crate) gate_up: Tensor,       // (tokens, 2 intermediate)
     pub(crate) activated: Tensor,     // (tokens, intermediate)
+    pub(crate) values: Tensor,        // (picked)
 }
 
 /// All buffers of a step.
@@ -77,6 +78,7 @@ pub struct Activations {
     pub(crate) log_probs: Tensor,     // (picked)
     pub(crate) entropy: Tensor,       // (picked)
     pub(crate) lse: Tensor,           // (picked)
+    pub(crate) values: Tensor,        // (picked)
     pub(crate) backward: Option<BackwardBuffers>,
     bytes: usize,
 }
@@ -98,8 +100,8 @@ struct LayerSlots {
 struct Slots {
     streams: Vec<Slot>,
     layers: Vec<LayerSlots>,
-    picked: [Slot; 6],
-    backward: Option<(Vec<Slot>, Option<Slot>)>,
+    picked: [Slot; 7],
+    backward: Option<(Vec<Slot>, Slot, Option<Slot>)>,
 }
 
 fn lay_out(config: &Config, dtype: DType, limits: Limits, mode: Mode) -> (Plan, Slots) {
@@ -152,6 +154,7 @@ fn lay_out(config: &Config, dtype: DType, limits: Limits, mode: Mode) -> (Plan, 
         plan.add("log_probs", DType::F32, &[picked]),
         plan.add("entropy", DType::F32, &[picked]),
         plan.add("lse", DType::F32, &[picked]),
+        plan.add("values", DType::F32, &[picked]),
     ];
     let backward = (mode != Mode::Score).then(|| {
         let buffers = [
@@ -166,7 +169,8 @@ fn lay_out(config: &Config, dtype: DType, limits: Limits, mode: Mode) -> (Plan, 
             ("d_activated", [tokens, intermediate]),
         ];
         let slots = buffers.into_iter().map(|(name, dims)| plan.add(name, dtype, &dims)).collect();
-        (slots, config.qk_norm.then(|| plan.add("d_qk", dtype, &[tokens, qk])))
+        let values = plan.add("d_values", dtype, &[picked]);
+        (slots, values, config.qk_norm.then(|| plan.add("d_qk", dtype, &[tokens, qk])))
     });
     (plan, Slots { streams, layers, picked: picked_slots, backward })
 }
@@ -216,9 +220,9 @@ impl Activations {
         let streams = slots.streams.into_iter().map(|slot| memory.take(slot)).collect();
         let layers =
             slots.layers.into_iter().map(|slots| LayerBuffers::take(&mut memory, slots)).collect();
-        let [picked, picked_rstd, picked_normed, log_probs, entropy, lse] =
+        let [picked, picked_rstd, picked_normed, log_probs, entropy, lse, values] =
             slots.picked.map(|slot| memory.take(slot));
-        let backward = slots.backward.map(|(slots, qk)| {
+        let backward = slots.backward.map(|(slots, values, qk)| {
             let mut next = slots.into_iter();
             let mut take = || memory.take(next.next().expect("as many slots as fields"));
             BackwardBuffers {
@@ -231,6 +235,7 @@ impl Activations {
                 attended: take(),
                 gate_up: take(),
                 activated: take(),
+                values: memory.take(values),
                 qk: qk.map(|slot| memory.take(slot)),
             }
         });
@@ -246,6 +251,7 @@ impl Activations {
             log_probs,
             entropy,
             lse,
+            values,
             backward,
             bytes,
         })
@@ -274,6 +280,11 @@ impl Activations {
     /// Entropy (nats) of the distribution at each picked row, likewise.
     pub fn entropy(&self, picked: usize) -> View<'_> {
         self.entropy.head(picked)
+    }
+
+    /// A critic's value at each picked row: of the text before the row's target. Likewise, where the model has a value head.
+    pub fn values(&self, picked: usize) -> View<'_> {
+        self.values.head(picked)
     }
 
     pub(crate) fn check(&self, pack: &Pack) -> Result<()> {

@@ -10,6 +10,7 @@ use prime_runtime::{Device, Tensor, View, ViewMut};
 use crate::activations::{BackwardBuffers, LayerBuffers, QkNormBuffers};
 use crate::layout::LayerLayout;
 use crate::pack::PackViews;
+use crate::value_head::OutputGradients;
 use crate::{Activations, Config, Gradients, Layout, Mode, Pack, Result, Weights, rope_tables};
 
 /// A decoder's shape and rotation tables. Weights, activations and gradients are the caller's, so that a policy, a reward model and a
@@ -96,8 +97,13 @@ impl Decoder {
         &self.config
     }
 
+    /// Where the parameters of its models lie.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// Runs a pack through the model and takes the log-probability and the entropy at its picked rows, at a temperature; read them with
-    /// [`Activations::log_probs`] and [`Activations::entropy`].
+    /// [`Activations::log_probs`] and [`Activations::entropy`]. Where the model has a value head, [`Activations::values`] are taken too.
     ///
     /// # Errors
     /// When the pack is larger than the plan, a token is outside the vocabulary, or a sequence is longer than the tables.
@@ -106,6 +112,29 @@ impl Decoder {
         weights: &Weights,
         pack: &Pack,
         temperature: f32,
+        activations: &mut Activations,
+    ) -> Result<()> {
+        self.trunk_forward(weights, pack, activations)?;
+        let lists = activations.pack.views(pack);
+        let picked = pack.picked.len();
+        let table = [self.config.vocab_size, self.config.hidden_size];
+        log_prob::forward(
+            activations.log_probs.head_mut(picked),
+            activations.entropy.head_mut(picked),
+            activations.lse.head_mut(picked),
+            activations.picked_normed.head(picked),
+            weights.view(&self.layout.lm_head, &table),
+            lists.targets,
+            temperature,
+        )?;
+        self.head_forward(weights, pack, activations)
+    }
+
+    /// The pass up to the last norm at the picked rows.
+    pub(crate) fn trunk_forward(
+        &self,
+        weights: &Weights,
+        pack: &Pack,
         activations: &mut Activations,
     ) -> Result<()> {
         activations.check(pack)?;
@@ -144,15 +173,6 @@ impl Decoder {
             weights.view(&self.layout.final_norm, &[sizes.hidden]),
             self.config.rms_norm_eps,
         )?;
-        log_prob::forward(
-            activations.log_probs.head_mut(picked),
-            activations.entropy.head_mut(picked),
-            activations.lse.head_mut(picked),
-            activations.picked_normed.head(picked),
-            weights.view(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]),
-            lists.targets,
-            temperature,
-        )?;
         Ok(())
     }
 
@@ -171,28 +191,23 @@ impl Decoder {
         activations: &mut Activations,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        activations.check(pack)?;
+        let d = OutputGradients { log_probs: Some(d_log_probs), entropy: d_entropy, values: None };
+        self.backward_from(weights, pack, temperature, d, activations, gradients)
+    }
+
+    /// The way back from the gradient of the last norm's output at the picked rows.
+    pub(crate) fn trunk_backward(
+        &self,
+        weights: &Weights,
+        pack: &Pack,
+        activations: &mut Activations,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
         let lists = activations.pack.views(pack);
         let sizes = Sizes::new(&self.config, pack.tokens.len());
         let picked = pack.picked.len();
         let Activations { mode, streams, layers, backward, .. } = activations;
-        let Some(back) = backward else {
-            return Err(crate::Error::Value(
-                "these activations were planned for scoring only: there is no way back".to_string(),
-            ));
-        };
-        log_prob::backward(
-            back.picked_normed.head_mut(picked),
-            gradients.view_mut(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]),
-            d_log_probs,
-            d_entropy,
-            activations.picked_normed.head(picked),
-            weights.view(&self.layout.lm_head, &[self.config.vocab_size, sizes.hidden]),
-            lists.targets,
-            activations.lse.head(picked),
-            activations.entropy.head(picked),
-            temperature,
-        )?;
+        let back = backward.as_mut().expect("checked where the way back begins");
         rms_norm::backward(
             back.picked.head_mut(picked),
             gradients.view_mut(&self.layout.final_norm, &[sizes.hidden]),

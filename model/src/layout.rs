@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use crate::Config;
+use crate::value_head::ValueHead;
 
 /// Every group begins on such a boundary: 64 bytes of bf16, a cache line and a register.
 const ALIGNMENT: usize = 32;
@@ -64,6 +65,8 @@ pub struct Layout {
     pub tensors: Vec<NamedTensor>,
     /// Whether the final projection is the embedding.
     pub tied: bool,
+    /// A critic's head, behind all others and not among `tensors`.
+    pub value_head: Option<ValueHead>,
     matrices_end: usize,
 }
 
@@ -158,8 +161,19 @@ impl Layout {
             lm_head,
             tensors: arena.tensors,
             tied: config.tie_word_embeddings,
+            value_head: None,
             matrices_end,
         }
+    }
+
+    /// The layout of a configuration with a value head behind it: what lies before keeps its place. The head is not decayed.
+    pub fn with_value_head(config: &Config) -> Layout {
+        let mut layout = Layout::new(config);
+        let weight = layout.elements..layout.elements + config.hidden_size;
+        let start = weight.end.next_multiple_of(ALIGNMENT);
+        layout.elements = (start + 1).next_multiple_of(ALIGNMENT);
+        layout.value_head = Some(ValueHead { weight, bias: start..start + 1 });
+        layout
     }
 
     /// The ranges that weight decay covers: the matrices. The zeros between groups lie inside, where decay changes nothing.
@@ -167,7 +181,7 @@ impl Layout {
         std::iter::once(0..self.matrices_end)
     }
 
-    /// The ranges that weight decay spares: norms and biases.
+    /// The ranges that weight decay spares: norms, biases and a value head.
     pub fn undecayed(&self) -> impl Iterator<Item = Range<usize>> {
         std::iter::once(self.matrices_end..self.elements)
     }

@@ -19,6 +19,7 @@ mod pack;
 mod rope;
 mod tokenizer;
 mod transfer;
+mod value_head;
 mod weights;
 
 pub use activations::{Activations, Limits, Mode};
@@ -34,4 +35,5 @@ pub use pack::Pack;
 pub use rope::rope_tables;
 pub use tokenizer::{TextStream, Tokenizer};
 pub use transfer::{Upload, on_host};
+pub use value_head::{OutputGradients, VALUE_HEAD_FILE, ValueHead};
 pub use weights::Weights;

@@ -28,14 +28,18 @@ impl Weights {
     /// When the configuration is not valid, the dtype is not float32 or bfloat16, or the device has not the memory.
     pub fn zeros(config: &Config, device: Device, dtype: DType) -> Result<Weights> {
         config.validate()?;
+        Weights::zeros_of(Layout::new(config), device, dtype)
+    }
+
+    /// Zeros of a layout.
+    pub(crate) fn zeros_of(layout: Layout, device: Device, dtype: DType) -> Result<Weights> {
         if !matches!(dtype, DType::F32 | DType::BF16) {
             return Err(Error::Value(format!(
                 "weights cannot be held in {dtype}, expected float32 or bfloat16"
             )));
         }
-        let layout = Arc::new(Layout::new(config));
         let data = Tensor::zeros(device, dtype, &[layout.elements])?;
-        Ok(Weights { layout, data })
+        Ok(Weights { layout: Arc::new(layout), data })
     }
 
     /// Random weights on the host: matrices normal with the configuration's `initializer_range` (those that write into the residual stream smaller by

@@ -14,6 +14,10 @@ use crate::graders::nearest;
 use crate::step::{Aggregation, Estimator, Form, Granularity, ProcessNorm};
 use crate::tasks::{ArithmeticSettings, CountdownSettings, JsonlSettings};
 
+mod critic;
+
+pub use critic::CriticConfig;
+
 /// The documented defaults, as text.
 pub const DEFAULT: &str = include_str!("../configs/default.toml");
 
@@ -100,6 +104,7 @@ pub struct Config {
     pub filter: FilterConfig,
     pub prm: PrmConfig,
     pub advantage: AdvantageConfig,
+    pub critic: CriticConfig,
     pub policy: PolicyConfig,
     pub train: TrainConfig,
     pub eval: EvalConfig,
@@ -262,6 +267,7 @@ pub struct AdvantageConfig {
     pub process_coef: f64,
     pub outcome_coef: f64,
     pub process_gamma: f64,
+    pub gae_lambda: f64,
     pub granularity: Granularity,
 }
 
@@ -293,6 +299,7 @@ pub struct TrainConfig {
     pub save_every: u64,
     pub keep: usize,
     pub record_every: u64,
+    pub stop_after: u64,
 }
 
 /// `[eval]`
@@ -368,6 +375,8 @@ impl Config {
             ("filter.max_rounds", self.filter.max_rounds, MANY),
             ("prm.minibatches", self.prm.minibatches, 1 << 16),
             ("prm.epochs", self.prm.epochs, 1 << 16),
+            ("critic.minibatches", self.critic.minibatches, 1 << 16),
+            ("critic.epochs", self.critic.epochs, 1 << 16),
             ("policy.minibatches", self.policy.minibatches, 1 << 16),
             ("policy.epochs", self.policy.epochs, 1 << 16),
             ("train.micro_batch_tokens", self.train.micro_batch_tokens, 1 << 22),
@@ -382,9 +391,12 @@ impl Config {
             ("sft.warmup", self.sft.optimizer.warmup),
             ("prm.warmup", self.prm.optimizer.warmup),
             ("prm.warmup_batches", self.prm.warmup_batches),
+            ("critic.warmup", self.critic.optimizer.warmup),
+            ("critic.warmup_batches", self.critic.warmup_batches),
             ("policy.warmup", self.policy.optimizer.warmup),
             ("train.steps", self.train.steps),
             ("train.save_every", self.train.save_every),
+            ("train.stop_after", self.train.stop_after),
         ];
         for (name, value) in steps {
             ensure!(value <= 1 << 30, "{name} is {value}, expected at most {}", 1 << 30);
@@ -423,11 +435,13 @@ impl Config {
         );
         within("prm.beta", self.prm.beta, 1e-9, 1e9)?;
         within("advantage.process_coef", self.advantage.process_coef, 0.0, 1e9)?;
-        if self.advantage.estimator == Estimator::Gae {
-            bail!(
-                "advantage.estimator is gae, which needs a critic, and training has none; `prime replay` takes a critic's `values` with the rollouts"
-            );
-        }
+        within("advantage.gae_lambda", self.advantage.gae_lambda, 0.0, 1.0)?;
+        self.critic.check(self.advantage.estimator, &self.policy)?;
+        ensure!(
+            self.train.stop_after == 0 || self.eval.every > 0,
+            "train.stop_after is {}, but eval.every is 0: without evaluations there is nothing to stop for",
+            self.train.stop_after
+        );
         within("advantage.outcome_coef", self.advantage.outcome_coef, 0.0, 1e9)?;
         within("advantage.process_gamma", self.advantage.process_gamma, 0.0, 1.0)?;
         within("policy.clip_low", f64::from(self.policy.clip_low), 0.0, 1.0)?;

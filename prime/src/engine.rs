@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use prime_model::{
-    Activations, AdamW, Config as ModelConfig, Decoder, Gradients, Limits, Mode, Pack, Schedule,
-    Upload, Weights, on_host,
+    Activations, AdamW, Config as ModelConfig, Decoder, Gradients, Limits, Mode, OutputGradients,
+    Pack, Schedule, Upload, Weights, on_host,
 };
 use prime_runtime::{DType, Device, Tensor, View, ViewMut, safetensors};
 
@@ -40,6 +40,10 @@ pub struct TokenGradients<'a> {
     pub entropy: ViewMut<'a>,
     /// Whether the loss depends on the entropy.
     pub uses_entropy: bool,
+    /// (tokens), to be written only where `uses_values` is set: with respect to the values of a model with a value head.
+    pub values: ViewMut<'a>,
+    /// Whether the loss depends on the values.
+    pub uses_values: bool,
 }
 
 /// One micro-batch after its forward pass.
@@ -52,8 +56,31 @@ pub struct Scored<'a> {
     pub log_probs: View<'a>,
     /// Entropy at each, nats, likewise.
     pub entropy: View<'a>,
+    /// The value of the text before each, where the model has a value head, likewise.
+    pub values: View<'a>,
     /// Where the loss puts what it reads besides.
     pub inputs: &'a mut LossInputs,
+}
+
+/// One micro-batch after the forward pass of a critic.
+pub struct Valued<'a> {
+    /// Where its tokens lie among those of all samples.
+    pub tokens: Range<usize>,
+    /// The value of the text before each of these tokens, on the engine's device.
+    pub values: View<'a>,
+    /// Where the loss puts what it reads besides.
+    pub inputs: &'a mut LossInputs,
+    /// The gradient with respect to each value, which the loss writes: (tokens).
+    pub d_values: ViewMut<'a>,
+}
+
+/// What a forward pass takes at the responses' tokens.
+#[derive(Clone, Copy)]
+enum Pass {
+    /// Log-probabilities and entropies at a temperature, and values where the model has a value head.
+    Tokens(f32),
+    /// Values alone.
+    Values,
 }
 
 /// Memory on the engine's device for what a loss reads beside the scores, planned for the largest micro-batch.
@@ -84,6 +111,7 @@ pub struct Engine {
     inputs: LossInputs,
     d_log_probs: Tensor, // (tokens)
     d_entropy: Tensor,   // (tokens)
+    d_values: Tensor,    // (tokens)
 }
 
 impl Engine {
@@ -106,6 +134,7 @@ impl Engine {
             inputs: LossInputs::new(device, tokens)?,
             d_log_probs: Tensor::zeros(device, DType::F32, &[tokens])?,
             d_entropy: Tensor::zeros(device, DType::F32, &[tokens])?,
+            d_values: Tensor::zeros(device, DType::F32, &[tokens])?,
         })
     }
 
@@ -131,9 +160,51 @@ impl Engine {
         log_probs: &mut Vec<f32>,
         entropy: &mut Vec<f32>,
     ) -> Result<()> {
-        self.each_micro_batch(weights, samples, temperature, |engine, _, tokens| {
+        self.each_micro_batch(weights, samples, Pass::Tokens(temperature), |engine, _, tokens| {
             log_probs.extend_from_slice(&on_host(engine.activations.log_probs(tokens.len()))?);
             entropy.extend_from_slice(&on_host(engine.activations.entropy(tokens.len()))?);
+            Ok(())
+        })
+    }
+
+    /// Appends a critic's value of the text before every response token, samples in order.
+    ///
+    /// # Errors
+    /// When the model has no value head or a sample is longer than a micro-batch.
+    pub fn values(
+        &mut self,
+        weights: &Weights,
+        samples: &[Sample<'_>],
+        values: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.each_micro_batch(weights, samples, Pass::Values, |engine, _, tokens| {
+            values.extend_from_slice(&on_host(engine.activations.values(tokens.len()))?);
+            Ok(())
+        })
+    }
+
+    /// Adds to `gradients` those of a loss of a critic's values.
+    ///
+    /// # Errors
+    /// As for [`Engine::values`], and when the loss fails.
+    pub fn differentiate_values(
+        &mut self,
+        weights: &Weights,
+        gradients: &mut Gradients,
+        samples: &[Sample<'_>],
+        mut loss: impl FnMut(Valued<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.each_micro_batch(weights, samples, Pass::Values, |engine, _, tokens| {
+            let Engine { decoder, activations, pack, inputs, d_values, .. } = engine;
+            let count = tokens.len();
+            loss(Valued {
+                tokens,
+                values: activations.values(count),
+                inputs,
+                d_values: d_values.head_mut(count),
+            })?;
+            let d = OutputGradients { values: Some(d_values.head(count)), ..Default::default() };
+            decoder.backward_from(weights, pack, 1.0, d, activations, gradients)?;
             Ok(())
         })
     }
@@ -150,33 +221,34 @@ impl Engine {
         temperature: f32,
         mut loss: impl FnMut(Scored<'_>, &mut TokenGradients<'_>) -> Result<()>,
     ) -> Result<()> {
-        self.each_micro_batch(weights, samples, temperature, |engine, samples, tokens| {
-            let Engine { decoder, activations, pack, inputs, d_log_probs, d_entropy } = engine;
+        let pass = Pass::Tokens(temperature);
+        self.each_micro_batch(weights, samples, pass, |engine, samples, tokens| {
+            let Engine { decoder, activations, pack, inputs, d_log_probs, d_entropy, d_values } =
+                engine;
             let count = tokens.len();
             let mut d = TokenGradients {
                 log_probs: d_log_probs.head_mut(count),
                 entropy: d_entropy.head_mut(count),
                 uses_entropy: false,
+                values: d_values.head_mut(count),
+                uses_values: false,
             };
             let scored = Scored {
                 samples,
                 tokens,
                 log_probs: activations.log_probs(count),
                 entropy: activations.entropy(count),
+                values: activations.values(count),
                 inputs,
             };
             loss(scored, &mut d)?;
-            let d_entropy = d.uses_entropy.then(|| d_entropy.head(count));
-            let d_log_probs = d_log_probs.head(count);
-            decoder.backward(
-                weights,
-                pack,
-                temperature,
-                d_log_probs,
-                d_entropy,
-                activations,
-                gradients,
-            )?;
+            let (uses_entropy, uses_values) = (d.uses_entropy, d.uses_values);
+            let d = OutputGradients {
+                log_probs: Some(d_log_probs.head(count)),
+                entropy: uses_entropy.then(|| d_entropy.head(count)),
+                values: uses_values.then(|| d_values.head(count)),
+            };
+            decoder.backward_from(weights, pack, temperature, d, activations, gradients)?;
             Ok(())
         })
     }
@@ -186,7 +258,7 @@ impl Engine {
         &mut self,
         weights: &Weights,
         samples: &[Sample<'_>],
-        temperature: f32,
+        pass: Pass,
         mut then: impl FnMut(&mut Self, Range<usize>, Range<usize>) -> Result<()>,
     ) -> Result<()> {
         let limit = self.activations.limits().tokens;
@@ -203,7 +275,13 @@ impl Engine {
                 "a prompt and response of {} tokens do not fit in a micro-batch of {limit}: raise train.micro_batch_tokens",
                 samples[start].rows()
             );
-            self.decoder.forward(weights, &self.pack, temperature, &mut self.activations)?;
+            let Engine { decoder, activations, pack, .. } = self;
+            match pass {
+                Pass::Tokens(temperature) => {
+                    decoder.forward(weights, pack, temperature, activations)?
+                }
+                Pass::Values => decoder.forward_values(weights, pack, activations)?,
+            }
             let tokens = first_token..first_token + self.pack.picked.len();
             first_token = tokens.end;
             then(self, start..end, tokens)?;

@@ -26,12 +26,16 @@ use crate::step::{
 };
 use crate::tasks::{Purpose, Split};
 
+mod critic;
+
+use critic::Critic;
+
 /// Where a run stands; with weights and optimiser states, all that a resumed run needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Policy updates, counted in batches.
     pub step: u64,
-    /// Batches that trained the PRM alone.
+    /// Batches that trained PRM and critic alone.
     pub warmup_batches: u64,
     /// Samples drawn so far: each has a number of its own, which fixes its randomness.
     pub samples: u64,
@@ -46,6 +50,9 @@ pub struct State {
     pub policy_updates: u64,
     /// Optimiser updates of the PRM.
     pub prm_updates: u64,
+    /// Optimiser updates of a critic of its own.
+    #[serde(default)]
+    pub critic_updates: u64,
 }
 
 /// The implicit PRM: a language model that learns, and what it is compared with.
@@ -92,6 +99,7 @@ pub struct Trainer {
     engine: Engine,
     policy: Learner,
     prm: Option<Prm>,
+    critic: Option<Critic>,
     generator: Generator,
     stop: Stop,
     state: State,
@@ -123,7 +131,7 @@ impl Trainer {
     pub fn new(
         config: &Config,
         prompts: Prompts,
-        policy: Model,
+        mut policy: Model,
         prm: Option<(Model, Option<Model>)>,
     ) -> Result<Self> {
         let mode =
@@ -158,6 +166,7 @@ impl Trainer {
                 })
             }
         };
+        let critic = Critic::new(config, &prompts, &mut policy, mode)?;
         let generator = Generator::new(&model_config, &policy.weights, config.generation_limits())?;
         let updates = batches * (config.policy.minibatches * config.policy.epochs) as u64;
         let policy = Learner::new(policy.weights, &config.policy.optimizer, updates)?;
@@ -170,6 +179,7 @@ impl Trainer {
             engine,
             policy,
             prm,
+            critic,
             generator,
             stop,
             state,
@@ -210,12 +220,26 @@ impl Trainer {
         &self.prompts
     }
 
-    /// Whether batches that train the PRM alone are still to come.
-    pub fn is_warming_up(&self) -> bool {
-        self.prm.is_some() && self.state.warmup_batches < self.config.prm.warmup_batches
+    /// Batches that train PRM and critic alone, before the policy's first update.
+    pub fn warmup_batches(&self) -> u64 {
+        self.prm_warmup().max(self.critic_warmup())
     }
 
-    /// One batch that trains the PRM alone, before the policy's first update.
+    fn prm_warmup(&self) -> u64 {
+        self.prm.as_ref().map_or(0, |_| self.config.prm.warmup_batches)
+    }
+
+    fn critic_warmup(&self) -> u64 {
+        self.critic.as_ref().map_or(0, |critic| critic.warmup_batches(&self.config))
+    }
+
+    /// Whether batches that train PRM and critic alone are still to come.
+    pub fn is_warming_up(&self) -> bool {
+        self.state.warmup_batches < self.warmup_batches()
+    }
+
+    /// One batch that trains PRM and critic alone, before the policy's first update. Where one of them has fewer such batches than the other,
+    /// they are the last.
     ///
     /// # Errors
     /// As for [`Trainer::step`].
@@ -243,16 +267,27 @@ impl Trainer {
                 self.state.prm_updates = prm.learner.optimizer().step();
                 prm.learner.gradients.clear()?;
             }
+            if let Some(critic) = &mut self.critic {
+                critic.clear(&mut self.state)?;
+            }
         }
         made
     }
 
     fn try_warm_up(&mut self, progress: &mut dyn FnMut(usize)) -> Result<(Metrics, Rollouts)> {
         let start = Instant::now();
-        let mut metrics = Metrics::new("prm_warmup", self.state.warmup_batches + 1);
+        let stage = if self.prm.is_some() { "prm_warmup" } else { "critic_warmup" };
+        let mut metrics = Metrics::new(stage, self.state.warmup_batches + 1);
         let mut batch = self.sample(progress, &mut metrics)?;
+        let left = self.warmup_batches() - self.state.warmup_batches;
         if !batch.is_empty() {
-            self.reward(&mut batch, &mut metrics)?;
+            if left <= self.prm_warmup() {
+                self.reward(&mut batch, &mut metrics)?;
+            }
+            if left <= self.critic_warmup() {
+                self.advise(&mut batch)?;
+                self.update_critic(&batch, &mut metrics)?;
+            }
         }
         self.state.warmup_batches += 1;
         finish(&mut metrics, start);
@@ -266,6 +301,7 @@ impl Trainer {
         if !batch.is_empty() {
             self.reward(&mut batch, &mut metrics)?;
             self.advise(&mut batch)?;
+            self.update_critic(&batch, &mut metrics)?;
             self.update_policy(&mut batch, &mut metrics)?;
         }
         self.state.step += 1;
@@ -470,21 +506,31 @@ impl Trainer {
         Ok(())
     }
 
-    /// Returns and advantages.
-    fn advise(&self, batch: &mut Rollouts) -> Result<()> {
+    /// The critic's values, where there is one, returns and advantages.
+    fn advise(&mut self, batch: &mut Rollouts) -> Result<()> {
+        if let Some(critic) = &mut self.critic {
+            batch.values = critic.values(&mut self.engine, &self.policy, batch)?;
+        }
         let config = &self.config.advantage;
         let settings = advantage::Settings {
             estimator: config.estimator,
             form: config.form,
             outcome_coef: config.outcome_coef,
-            process_coef: if self.prm.is_some() { config.process_coef } else { 0.0 },
+            // None without a PRM, and none yet in batches that warm up the critic before the PRM.
+            process_coef: if batch.process_rewards.is_empty() { 0.0 } else { config.process_coef },
             process_gamma: config.process_gamma,
-            gae_lambda: 1.0,
+            gae_lambda: config.gae_lambda,
         };
         let advantages = advantage::advantages(batch, &settings)?;
         batch.returns = advantages.returns;
         batch.advantages = advantages.advantages;
         Ok(())
+    }
+
+    /// The update of a critic of its own; a shared one learns with the policy.
+    fn update_critic(&mut self, batch: &Rollouts, metrics: &mut Metrics) -> Result<()> {
+        let Some(critic) = &mut self.critic else { return Ok(()) };
+        critic.update(&self.config, &mut self.engine, batch, &mut self.state, metrics)
     }
 
     fn update_policy(&mut self, batch: &mut Rollouts, metrics: &mut Metrics) -> Result<()> {
@@ -504,6 +550,7 @@ impl Trainer {
             epochs: config.epochs,
             seed: self.config.seed,
             step: self.state.step,
+            critic: self.critic.as_ref().and_then(|critic| critic.joint(&self.config)),
         };
         let outcome =
             policy_update::policy_update(&mut self.engine, &mut self.policy, batch, &settings)
@@ -519,19 +566,26 @@ impl Trainer {
         metrics.set("policy/entropy", outcome.entropy);
         metrics.set("policy/gradient_norm", outcome.gradient_norm);
         metrics.set("policy/learning_rate", outcome.learning_rate);
+        if let Some(values) = outcome.critic {
+            critic::report(metrics, batch, values.loss, values.clip_fraction);
+        }
         Ok(())
     }
 
-    /// Writes the run's state into a checkpoint folder: `policy`, `prm` (both Hugging Face folders) and `trainer`.
+    /// Writes the policy as a Hugging Face folder.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save_policy(&self, folder: &Path) -> Result<()> {
+        self.prompts.save_model(folder, &self.model_config, &self.policy.weights)
+    }
+
+    /// Writes the run's state into a checkpoint folder: `policy`, `prm`, `critic` (Hugging Face folders) and `trainer`.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        self.prompts.save_model(
-            &folder.join("policy"),
-            &self.model_config,
-            &self.policy.weights,
-        )?;
+        self.save_policy(&folder.join("policy"))?;
         let trainer = folder.join("trainer");
         std::fs::create_dir_all(&trainer)
             .with_context(|| format!("cannot create {}", trainer.display()))?;
@@ -540,6 +594,9 @@ impl Trainer {
             let config = prm.engine.as_ref().map_or(&self.model_config, Engine::config);
             self.prompts.save_model(&folder.join("prm"), config, &prm.learner.weights)?;
             save_optimizer(&trainer.join("prm.safetensors"), &prm.learner)?;
+        }
+        if let Some(critic) = &self.critic {
+            critic.save(folder, &self.prompts, (&self.model_config, &self.policy.weights))?;
         }
         save_state(folder, &self.state)
     }
@@ -553,6 +610,10 @@ impl Trainer {
         let (device, dtype) = (self.config.device(), self.config.dtype());
         self.policy.weights =
             Weights::load(&folder.join("policy"), &self.model_config, device, dtype)?;
+        if let Some(critic) = &mut self.critic {
+            let policy = (&self.model_config, &mut self.policy.weights);
+            critic.restore(folder, policy, self.state.critic_updates)?;
+        }
         let moments = folder.join("trainer").join("policy.safetensors");
         self.policy.optimizer_mut().restore(&moments, self.state.policy_updates)?;
         if let Some(prm) = &mut self.prm {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prime_model::{
     Activations, AdamW, AdamWSettings, Architecture, Config, Decoder, GenerationLimits, Generator,
-    Gradients, Limits, Mode, Pack, Request, RopeScaling, Sampling, Weights,
+    Gradients, Limits, Mode, OutputGradients, Pack, Request, RopeScaling, Sampling, Weights,
 };
 use prime_runtime::{DType, Device, View};
 
@@ -91,13 +91,14 @@ const PACKS: [&[(usize, usize)]; 7] = [
     &[(319, 2)],
 ];
 
-/// Forward, backward with an entropy bonus, and update, over packs refilled in place.
+/// Forward, backward with an entropy bonus and values, the same of a critic, and update, over packs refilled in place.
 fn training_steps(architecture: Architecture, dtype: DType, mode: Mode) {
     let config = config(architecture);
     let decoder = Decoder::new(&config, Device::Cpu, TOKENS).unwrap();
     let limits = Limits { tokens: TOKENS, picked: TOKENS };
     let mut activations = Activations::new(&config, Device::Cpu, dtype, limits, mode).unwrap();
     let mut weights = Weights::random(&config, dtype, 1).unwrap();
+    weights.add_value_head(&config).unwrap();
     let mut gradients = Gradients::zeros(weights.layout().clone(), Device::Cpu).unwrap();
     let settings = AdamWSettings {
         beta1: 0.9,
@@ -119,8 +120,12 @@ fn training_steps(architecture: Architecture, dtype: DType, mode: Mode) {
         decoder.forward(&weights, &pack, 0.9, &mut activations).unwrap();
         let picked = pack.picked.len();
         let d = View::from_slice(&d[..picked], &[picked]);
+        let all = OutputGradients { log_probs: Some(d), entropy: Some(d), values: Some(d) };
+        decoder.backward_from(&weights, &pack, 0.9, all, &mut activations, &mut gradients).unwrap();
+        decoder.forward_values(&weights, &pack, &mut activations).unwrap();
+        let values = OutputGradients { values: Some(d), ..OutputGradients::default() };
         decoder
-            .backward(&weights, &pack, 0.9, d, Some(d), &mut activations, &mut gradients)
+            .backward_from(&weights, &pack, 0.9, values, &mut activations, &mut gradients)
             .unwrap();
         optimizer.update(&mut weights, &gradients, 1e-3).unwrap();
         gradients.clear().unwrap();

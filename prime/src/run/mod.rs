@@ -1,5 +1,6 @@
 //! A run from beginning to end: SFT, evaluation, PRIME, the outcome-only run beside it, and the table.
 
+mod best;
 pub mod folder;
 pub mod interrupt;
 pub(crate) mod progress;
@@ -23,6 +24,7 @@ use crate::trainer::{Model, State, Trainer};
 use folder::RunFolder;
 use progress::Progress;
 
+pub use best::Best;
 pub use table::{Entry, Table};
 
 /// How a run ended.
@@ -61,6 +63,7 @@ pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
     if !config.train.outcome_only {
         check_prm_folders(config, &prompts)?;
     }
+    check_critic_folder(config, &prompts)?;
     let Some(start) = warm_up_model(config, &prompts, folder)? else {
         return Ok(interrupted("train", folder));
     };
@@ -73,18 +76,23 @@ pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
     let compare =
         (config.train.compare && prime.is_some()).then(|| start.duplicate()).transpose()?;
     let trainer = Trainer::new(config, prompts.share(), start, prime)?;
+    let warmup = trainer.warmup_batches();
     let Some(entries) =
         reinforce(config, trainer, folder, &stage, "checkpoints", config.train.steps)?
     else {
         return Ok(interrupted("train", folder));
     };
+    let steps = entries.last().map_or(config.train.steps, |last| last.step);
     table.entries.extend(entries);
+    table.best.extend(Best::recorded(folder, stage.name, "checkpoints")?);
     if let Some(start) = compare {
-        // As many batches of rollouts as PRIME took, its PRM's warm-up included.
+        // As many batches of rollouts as PRIME took, its warm-up included; where PRIME stopped early, this run goes as far and no further.
         let mut longer = config.clone();
-        longer.train.steps = config.train.steps + config.prm.warmup_batches;
+        longer.train.steps = steps + warmup;
+        longer.train.stop_after = 0;
         let trainer = Trainer::new(&longer, prompts.share(), start, None)?;
-        let stage = Stage { also_evaluate: Some(config.train.steps), ..Stage::OUTCOME_ONLY };
+        longer.train.steps -= trainer.warmup_batches();
+        let stage = Stage { also_evaluate: Some(steps), ..Stage::OUTCOME_ONLY };
         let checkpoints = "outcome-only/checkpoints";
         let Some(entries) =
             reinforce(&longer, trainer, folder, &stage, checkpoints, longer.train.steps)?
@@ -92,6 +100,7 @@ pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
             return Ok(interrupted("train", folder));
         };
         table.entries.extend(entries);
+        table.best.extend(Best::recorded(folder, stage.name, checkpoints)?);
     }
     table.save(folder)?;
     Ok(End::Complete(table))
@@ -194,6 +203,15 @@ fn check_prm_folders(config: &Config, prompts: &Prompts) -> Result<()> {
     Ok(())
 }
 
+/// Checks that the critic's folder holds a model with the policy's tokenizer, likewise.
+fn check_critic_folder(config: &Config, prompts: &Prompts) -> Result<()> {
+    if config.critic.path.is_empty() {
+        return Ok(());
+    }
+    setup::check_model(Path::new(&config.critic.path), prompts.tokenizer())
+        .context("critic.path must be a model with the policy's tokenizer")
+}
+
 /// The PRM and its frozen reference, where there is one.
 fn prm_models(config: &Config, prompts: &Prompts, start: &Model) -> Result<(Model, Option<Model>)> {
     let load = |path: &str, key: &str| -> Result<Model> {
@@ -243,12 +261,20 @@ fn reinforce(
     if let Some(checkpoint) = &resumed_from {
         trainer.restore(checkpoint)?;
     }
-    let was_at_end = resumed_from.is_some() && trainer.state().step == steps;
-    if !warm_up_prm(config, &mut trainer, folder, checkpoints)? {
+    let is_over = |folder: &RunFolder| -> Result<bool> {
+        let best = Best::recorded(folder, stage.name, checkpoints)?;
+        Ok(best.is_some_and(|best| best.is_over(config.train.stop_after)))
+    };
+    let mut stops_early = is_over(folder)?;
+    let was_at_end = resumed_from.is_some() && (trainer.state().step == steps || stops_early);
+    if trainer.state().step == 0 {
+        best::keep(&trainer, folder, stage.name, checkpoints)?;
+    }
+    if !warm_up(config, &mut trainer, folder, checkpoints)? {
         return Ok(None);
     }
     let mut progress = Progress::new(stage.label, steps, trainer.state().step);
-    while trainer.state().step < steps {
+    while trainer.state().step < steps && !stops_early {
         if interrupt::stops_here() {
             save(&trainer, folder, checkpoints, config)?;
             return Ok(None);
@@ -282,12 +308,19 @@ fn reinforce(
         if due && step < steps {
             let entry = evaluate_trainer(config, &mut trainer, folder, stage, checkpoints)?;
             progress.say(&format!("{} after step {step}: {entry}", stage.label));
+            stops_early = is_over(folder)?;
+            if stops_early {
+                let evaluations = config.train.stop_after;
+                progress.say(&format!("stopping: no better in {evaluations} evaluations"));
+                break;
+            }
         }
         if step.is_multiple_of(config.train.save_every) && step < steps {
             save(&trainer, folder, checkpoints, config)?;
         }
     }
     progress.finish();
+    let steps = trainer.state().step;
     // What was evaluated before a run was killed is in the metrics, so the table's entries are read from there.
     let last = match Entry::recorded(folder, stage.name, steps)? {
         Some(entry) => entry,
@@ -304,8 +337,8 @@ fn reinforce(
     Ok(Some(entries))
 }
 
-/// Trains the PRM alone until its warm-up is over; false when the run was interrupted.
-fn warm_up_prm(
+/// Trains PRM and critic alone until their warm-up is over; false when the run was interrupted.
+fn warm_up(
     config: &Config,
     trainer: &mut Trainer,
     folder: &mut RunFolder,
@@ -314,8 +347,9 @@ fn warm_up_prm(
     if !trainer.is_warming_up() {
         return Ok(true);
     }
+    let label = if trainer.prm().is_some() { "prm warm-up" } else { "critic warm-up" };
     let mut progress =
-        Progress::new("prm warm-up", config.prm.warmup_batches, trainer.state().warmup_batches);
+        Progress::new(label, trainer.warmup_batches(), trainer.state().warmup_batches);
     while trainer.is_warming_up() {
         if interrupt::stops_here() {
             save(trainer, folder, checkpoints, config)?;
@@ -325,16 +359,21 @@ fn warm_up_prm(
         let (metrics, batch) = match trainer.warm_up(&mut |_| ()) {
             Ok(done) => done,
             Err(error) => {
-                let name = format!("prm warm-up batch {}", before.warmup_batches + 1);
+                let name = format!("{label} batch {}", before.warmup_batches + 1);
                 return Err(refused(error, &name, &before, trainer, folder, checkpoints, config));
             }
         };
         folder.record(&metrics)?;
         if records(config, metrics.step()) && !batch.is_empty() {
-            folder.record_rollouts("prm_warmup", metrics.step(), &batch)?;
+            folder.record_rollouts(metrics.stage(), metrics.step(), &batch)?;
         }
-        let accuracy = metrics.get("prm/pairwise_accuracy").unwrap_or(f64::NAN);
-        progress.step(metrics.step(), &format!("pairwise accuracy {accuracy:.3}"));
+        let shown = [
+            ("pairwise accuracy", metrics.get("prm/pairwise_accuracy")),
+            ("explained variance", metrics.get("critic/explained_variance")),
+        ];
+        let shown = shown.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let shown: Vec<String> = shown.map(|(name, value)| format!("{name} {value:.3}")).collect();
+        progress.step(metrics.step(), &shown.join(" "));
         let due = metrics.step().is_multiple_of(config.train.save_every);
         if due || !trainer.is_warming_up() {
             save(trainer, folder, checkpoints, config)?;
@@ -374,6 +413,7 @@ fn refused(
             .map(|path| format!("the models before it are in {}", path.display()))
     } else {
         let updates = (trainer.state().prm_updates - before.prm_updates)
+            + (trainer.state().critic_updates - before.critic_updates)
             + (trainer.state().policy_updates - before.policy_updates);
         let folder_name = format!("refused-{}", name.replace(' ', "-"));
         folder.save(checkpoints, &folder_name, 0, |path| trainer.save(path)).map(|path| {
@@ -402,7 +442,11 @@ fn evaluate_trainer(
     let stop = prompts.stop(trainer.model_config());
     let state = trainer.state().clone();
     match evaluate_with(config, &prompts, trainer.generator()?, &stop) {
-        Ok(entry) => record_evaluation(folder, entry, stage.name, state.step, state.samples),
+        Ok(entry) => {
+            let entry = record_evaluation(folder, entry, stage.name, state.step, state.samples)?;
+            best::keep(trainer, folder, stage.name, checkpoints)?;
+            Ok(entry)
+        }
         Err(error) => {
             let name = format!("the evaluation after {} step {}", stage.label, state.step);
             Err(refused(error, &name, &state, trainer, folder, checkpoints, config))

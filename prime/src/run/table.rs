@@ -5,7 +5,9 @@ use std::fmt;
 use anyhow::Result;
 use prime_runtime::checkpoint;
 use serde::Serialize;
+use serde_json::Value;
 
+use super::best::Best;
 use super::folder::RunFolder;
 
 /// One evaluated model.
@@ -35,23 +37,27 @@ impl Entry {
     /// # Errors
     /// When the metrics cannot be read.
     pub fn recorded(folder: &RunFolder, stage: &str, step: u64) -> Result<Option<Entry>> {
-        let found = folder.recorded()?.into_iter().rev().find_map(|line| {
-            let value = |name: &str| line.get(format!("{stage}/{name}"))?.as_f64();
-            if line.get("stage")? != "eval" || line.get("step")?.as_u64()? != step {
-                return None;
-            }
-            Some(Entry {
-                stage: stage.to_string(),
-                step,
-                samples: value("samples")? as u64,
-                mean_score: value("mean_score")?,
-                low: value("mean_score_low")?,
-                high: value("mean_score_high")?,
-                greedy: value("greedy")?,
-                length: value("length")?,
-            })
-        });
-        Ok(found)
+        let of_stage = |line: Value| Entry::of_line(&line, stage);
+        let mut found = folder.recorded()?.into_iter().rev().filter_map(of_stage);
+        Ok(found.find(|entry| entry.step == step))
+    }
+
+    /// The evaluation of a stage that a line of the metrics records, if it does.
+    pub(super) fn of_line(line: &Value, stage: &str) -> Option<Entry> {
+        let value = |name: &str| line.get(format!("{stage}/{name}"))?.as_f64();
+        if line.get("stage")? != "eval" {
+            return None;
+        }
+        Some(Entry {
+            stage: stage.to_string(),
+            step: line.get("step")?.as_u64()?,
+            samples: value("samples")? as u64,
+            mean_score: value("mean_score")?,
+            low: value("mean_score_low")?,
+            high: value("mean_score_high")?,
+            greedy: value("greedy")?,
+            length: value("length")?,
+        })
     }
 }
 
@@ -74,6 +80,8 @@ impl fmt::Display for Entry {
 pub struct Table {
     /// The rows.
     pub entries: Vec<Entry>,
+    /// The best policy that each stage of RL evaluated.
+    pub best: Vec<Best>,
 }
 
 impl Table {
@@ -102,13 +110,7 @@ impl fmt::Display for Table {
         writeln!(f, "|---|---|---|---|---|---|---|")?;
         let start = self.entries.first().map_or(0.0, |entry| entry.mean_score);
         for (i, entry) in self.entries.iter().enumerate() {
-            let name = match entry.stage.as_str() {
-                "start" => "start of RL",
-                "sft" => "SFT",
-                "prime" => "PRIME",
-                "outcome_only" => "outcome-only",
-                other => other,
-            };
+            let name = stage_name(&entry.stage);
             let gain = if i == 0 {
                 String::new()
             } else {
@@ -126,6 +128,24 @@ impl fmt::Display for Table {
                 entry.length
             )?;
         }
+        for Best { stage, entry, policy, .. } in &self.best {
+            let step = match entry.step {
+                0 => "the start".to_string(),
+                step => format!("step {step}"),
+            };
+            let score = 100.0 * entry.mean_score;
+            writeln!(f, "best of {}: {step}, {score:.1} %, in {policy}", stage_name(stage))?;
+        }
         Ok(())
+    }
+}
+
+fn stage_name(stage: &str) -> &str {
+    match stage {
+        "start" => "start of RL",
+        "sft" => "SFT",
+        "prime" => "PRIME",
+        "outcome_only" => "outcome-only",
+        other => other,
     }
 }

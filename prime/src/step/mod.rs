@@ -2,7 +2,7 @@
 //!
 //! [`batch`] the batch; [`rollout`] samples from the policy; [`grade`] their outcomes; [`filter`] which prompts teach
 //! something; [`prm_update`] the PRM's cross-entropy; [`implicit_reward`] process rewards; [`advantage`] leave-one-out
-//! returns and advantages; [`policy_update`] the clipped policy gradient; [`aggregate`] the weight of a token in the
+//! returns and advantages; [`critic_update`] a critic's values; [`policy_update`] the clipped policy gradient; [`aggregate`] the weight of a token in the
 //! loss; [`accuracy`] how well the PRM tells right from wrong.
 //!
 //! The algorithm was published three times, and the three differ; [`Form`] names them. Sources: arXiv 2502.01456
@@ -79,6 +79,7 @@ pub mod accuracy;
 pub mod advantage;
 pub mod aggregate;
 pub mod batch;
+pub mod critic_update;
 pub mod curriculum;
 pub mod filter;
 pub mod grade;

@@ -2,10 +2,11 @@
 
 use anyhow::{Result, ensure};
 use prime_kernels::policy_loss::{self, Clip};
+use prime_kernels::value_loss;
 use prime_model::on_host;
 use prime_runtime::random::{Generator as Random, Stream};
 
-use super::{Aggregation, Rollouts};
+use super::{Aggregation, Rollouts, critic_update};
 use crate::engine::{Engine, Learner, Sample, Scored, TokenGradients};
 
 /// How the policy is updated.
@@ -29,6 +30,8 @@ pub struct Settings {
     pub seed: u64,
     /// The step's number, likewise.
     pub step: u64,
+    /// The value loss of a critic that is the policy with a value head.
+    pub critic: Option<critic_update::Joint>,
 }
 
 /// What the update did: means over its minibatches, or over all tokens they saw.
@@ -48,6 +51,8 @@ pub struct Outcome {
     pub learning_rate: f64,
     /// Log-probabilities under the policy being updated, as the first epoch's passes computed them, in the batch's order.
     pub new_log_probs: Vec<f32>,
+    /// What the shared critic's part of the update did, where there is one.
+    pub critic: Option<critic_update::Outcome>,
 }
 
 /// Trains the policy on a batch with its advantages.
@@ -64,6 +69,13 @@ pub fn policy_update(
     let lengths = batch.lengths();
     let old = batch.column("old_log_probs", &batch.old_log_probs)?;
     let advantages = batch.column("advantages", &batch.advantages)?;
+    let (old_values, returns) = match settings.critic {
+        Some(_) => {
+            (batch.column("values", &batch.values)?, batch.column("returns", &batch.returns)?)
+        }
+        None => (&[][..], &[][..]),
+    };
+    let mut values = value_loss::Statistics::default();
     let mut outcome = Outcome { new_log_probs: vec![0.0; old.len()], ..Outcome::default() };
     let (mut statistics, mut entropy_sum, mut updates) =
         (policy_loss::Statistics::default(), 0.0, 0.0);
@@ -82,6 +94,14 @@ pub fn policy_update(
                 rows.iter().flat_map(|&row| column[batch.span(row)].iter().copied()).collect()
             };
             let (old, advantages) = (part_of(old), part_of(advantages));
+            let joint = match settings.critic {
+                None => None,
+                Some(joint) => {
+                    let mut weights = Aggregation::TokenMean.weights(&part_lengths, 0)?;
+                    weights.iter_mut().for_each(|weight| *weight *= joint.coef);
+                    Some((part_of(old_values), part_of(returns), weights, joint.clip))
+                }
+            };
             let mut new = Vec::with_capacity(old.len());
             let mut d_entropy: Vec<f32> = Vec::new();
             let loss = |scores: Scored<'_>, d: &mut TokenGradients<'_>| -> Result<()> {
@@ -116,6 +136,20 @@ pub fn policy_update(
                     d.entropy.write(&d_entropy)?;
                 }
                 new.extend_from_slice(&on_host(scored)?);
+                if let Some((old, returns, weights, clip)) = &joint {
+                    d.uses_values = true;
+                    let tokens = scores.tokens;
+                    let columns =
+                        [&old[tokens.clone()], &returns[tokens.clone()], &weights[tokens]];
+                    critic_update::differentiate(
+                        scores.inputs,
+                        d.values.reborrow(),
+                        scores.values,
+                        columns,
+                        *clip,
+                        &mut values,
+                    )?;
+                }
                 Ok(())
             };
             engine.differentiate(
@@ -145,5 +179,10 @@ pub fn policy_update(
     outcome.clip_fraction = statistics.clipped / tokens;
     outcome.kl = statistics.kl / tokens;
     outcome.entropy = entropy_sum / tokens;
+    outcome.critic = settings.critic.map(|joint| critic_update::Outcome {
+        loss: values.loss / (f64::from(joint.coef) * f64::max(updates, 1.0)),
+        clip_fraction: values.clipped / values.tokens.max(1.0),
+        ..critic_update::Outcome::default()
+    });
     Ok(outcome)
 }

@@ -1,0 +1,84 @@
+//! What is compared: a row is a line of settings.
+
+/// A comparison: every row in every variant, each with the same start, seeds and rollouts.
+pub struct Table {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// What its rows are.
+    pub what: &'static str,
+    /// What each row is run with, the first being the one that is compared with the others.
+    pub variants: &'static [Variant],
+    /// The rows. In a table of one variant, the others are compared with the first.
+    pub rows: &'static [Row],
+}
+
+/// Whether process rewards join.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// PRIME.
+    Process,
+    /// The same without its process rewards.
+    OutcomeOnly,
+}
+
+impl Variant {
+    /// As it stands in the table and in the names of folders.
+    pub fn name(self) -> &'static str {
+        match self {
+            Variant::Process => "process rewards",
+            Variant::OutcomeOnly => "outcomes alone",
+        }
+    }
+}
+
+/// One line of a table.
+pub struct Row {
+    /// Its name.
+    pub name: &'static str,
+    /// Its settings. `{warmup}` is the number of batches that warm the PRM up.
+    pub settings: &'static [&'static str],
+    /// Variants that it does not have.
+    pub without: &'static [Variant],
+    /// Whether it warms a critic up, also without a PRM: those batches count as rollouts in place of steps.
+    pub has_critic: bool,
+}
+
+const fn row(name: &'static str, settings: &'static [&'static str]) -> Row {
+    Row { name, settings, without: &[], has_critic: false }
+}
+
+/// All tables.
+pub const TABLES: [Table; 3] = [
+    Table {
+        name: "estimators",
+        what: "estimator",
+        variants: &[Variant::Process, Variant::OutcomeOnly],
+        rows: &[
+            row("rloo", &["advantage.estimator=rloo"]),
+            row("reinforce", &["advantage.estimator=reinforce"]),
+            row("grpo", &["advantage.estimator=grpo"]),
+            row("dr-grpo", &["advantage.estimator=dr-grpo"]),
+            row("reinforce++", &["advantage.estimator=reinforce++"]),
+            Row {
+                has_critic: true,
+                ..row("gae", &["advantage.estimator=gae", "critic.warmup_batches={warmup}"])
+            },
+            Row {
+                without: &[Variant::OutcomeOnly],
+                ..row("prm-value", &["advantage.estimator=prm-value"])
+            },
+        ],
+    },
+    Table {
+        name: "policy-losses",
+        what: "policy loss",
+        variants: &[Variant::Process],
+        rows: &[row("ppo", &[]), row("ppo, dual clip", &["policy.dual_clip=3"])],
+    },
+    Table {
+        name: "prm-losses",
+        what: "PRM loss",
+        variants: &[Variant::Process],
+        rows: &[row("ce", &[])],
+    },
+];
