@@ -47,6 +47,15 @@ impl Weights {
         Ok(())
     }
 
+    /// Takes over another model's parameters, without its value head where it has one.
+    pub(crate) fn copy_model(&mut self, from: &Weights) -> Result<()> {
+        let model = match from.layout().value_head {
+            Some(_) => from.data().view().rows(0..self.layout().elements),
+            None => from.data().view(),
+        };
+        Ok(cast::forward(self.data_mut().view_mut(), model)?)
+    }
+
     /// Writes the value head into a folder.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// An empty set for a step, counted from 1, of a stage: `sft`, `prm_warmup`, `prime`, `outcome_only` or `eval`.
+    /// An empty set for a step, counted from 1, of a stage: `sft`, `prm_warmup`, `critic_warmup`, `prime`, `outcome_only` or `eval`.
     pub fn new(stage: &'static str, step: u64) -> Self {
         Metrics { stage, step, values: Vec::new() }
     }

@@ -206,6 +206,11 @@ impl Trainer {
         self.prm.as_ref().map(|prm| &prm.learner.weights)
     }
 
+    /// The weights of a critic of its own, where there is one.
+    pub fn critic(&self) -> Option<&Weights> {
+        self.critic.as_ref().and_then(Critic::weights)
+    }
+
     /// The generator, holding the policy's present weights, for an evaluation between steps.
     ///
     /// # Errors
@@ -404,6 +409,7 @@ impl Trainer {
             metrics.set("curriculum/solved", self.state.curriculum.solved() as f64);
             metrics.set("curriculum/seen", self.state.curriculum.seen() as f64);
         }
+        sampled.batch.tell_groups_apart();
         sampled.batch.device = self.config.device();
         Ok(sampled.batch)
     }

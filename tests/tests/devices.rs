@@ -52,12 +52,13 @@ struct Step {
     start: Vec<f32>,
     policy: Vec<f32>,
     prm: Vec<f32>,
+    critic: Vec<f32>,
     numbers: Vec<(&'static str, f64)>,
 }
 
-fn step(device: Device, data: &Path) -> Step {
+fn step(device: Device, data: &Path, more: &[&str]) -> Step {
     let mut settings = runs::parities(data);
-    settings.extend(SETTINGS.map(String::from));
+    settings.extend(SETTINGS.iter().chain(more).map(|text| text.to_string()));
     settings.push(format!("device={device}"));
     let config = runs::config(&settings).unwrap();
     let prompts = setup::prompts(&config, None).unwrap();
@@ -81,6 +82,7 @@ fn step(device: Device, data: &Path) -> Step {
         start,
         policy: trainer.policy().data().view().to_f32_vec(),
         prm: trainer.prm().unwrap().data().view().to_f32_vec(),
+        critic: trainer.critic().map_or(Vec::new(), |critic| critic.data().view().to_f32_vec()),
         numbers: names.map(|name| (name, metrics.get(name).unwrap())).to_vec(),
     }
 }
@@ -110,8 +112,8 @@ fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f64) {
 #[test]
 fn a_prime_step_on_the_emulated_device_is_that_of_the_host() {
     let data = tempfile::tempdir().unwrap();
-    let expected = step(Device::Cpu, data.path());
-    let actual = step(Device::Emulated, data.path());
+    let expected = step(Device::Cpu, data.path(), &[]);
+    let actual = step(Device::Emulated, data.path(), &[]);
     let (batch, wanted) = (&actual.batch, &expected.batch);
     let right = wanted.outcomes.iter().filter(|&&outcome| outcome == 1.0).count();
     assert!(right > 0 && right < wanted.len(), "{right} of {} are right", wanted.len());
@@ -149,5 +151,58 @@ fn a_prime_step_on_the_emulated_device_is_that_of_the_host() {
     for (&(name, value), &(_, wanted)) in actual.numbers.iter().zip(&expected.numbers) {
         let allowed = 4.0 * tolerance * wanted.abs().max(1.0);
         assert!((value - wanted).abs() <= allowed, "{name} is {value}, expected {wanted}");
+    }
+}
+
+/// Two updates of a critic, of its own or on the policy, so that the second has values to be clipped and a trunk to move.
+#[test]
+fn a_step_with_a_critic_on_the_emulated_device_is_that_of_the_host() {
+    let data = tempfile::tempdir().unwrap();
+    for shared in [false, true] {
+        let shared = format!("critic.shared={shared}");
+        let critic = [
+            "advantage.estimator=gae",
+            "advantage.gae_lambda=0.9",
+            "critic.learning_rate=0.1",
+            "critic.epsilon=1",
+            "critic.epochs=2",
+            "policy.epochs=2",
+            &shared,
+        ];
+        let critic = match shared.ends_with("true") {
+            true => [&critic[..], &["critic.epochs=1"]].concat(),
+            false => critic.to_vec(),
+        };
+        let expected = step(Device::Cpu, data.path(), &critic);
+        let actual = step(Device::Emulated, data.path(), &critic);
+        let (batch, wanted) = (&actual.batch, &expected.batch);
+        assert_eq!(batch.tokens, wanted.tokens);
+        let longest = expected.config.rollout.max_prompt_tokens + 5;
+        let tolerance = tolerance(&expected.model, longest);
+        // A new head says 0 of every text on every device.
+        assert_eq!(batch.values, vec![0.0; wanted.values.len()]);
+        // The rewards of at most 5 tokens, as above.
+        let reward = expected.config.prm.beta * 3.0 * tolerance;
+        assert_close("returns", &batch.returns, &wanted.returns, 5.0 * reward);
+        let models = [
+            ("critic", &actual.critic, &expected.critic),
+            ("policy", &actual.policy, &expected.policy),
+        ];
+        for (name, after, wanted) in models {
+            let elements = expected.start.len();
+            assert_eq!(wanted.is_empty(), name == "critic" && shared.ends_with("true"));
+            let moved = |i: usize| {
+                let start = expected.start.get(i).copied().unwrap_or(0.0);
+                (f64::from(wanted[i]) - f64::from(start)).abs()
+            };
+            let most = (0..wanted.len()).map(moved).fold(0.0, f64::max);
+            assert!(wanted.is_empty() || most > 1e-3, "the {name} has learned: {most}");
+            let has_head = wanted.len() > elements;
+            assert!(
+                wanted.is_empty() || has_head == (name == "critic" || shared.ends_with("true"))
+            );
+            // Advantages are whitened: errors of returns are divided by their deviation, which is above a tenth here. Two updates err twice.
+            assert_close(name, after, wanted, 2.0 * 10.0 * 4.0 * tolerance * most);
+        }
     }
 }

@@ -142,7 +142,7 @@ impl Generator {
         let layers = layers.collect::<Result<_>>()?;
         let head = Linear::new(weights, &layout.lm_head, [config.vocab_size, sizes.hidden])?;
         let mut own = Weights::zeros(config, device, dtype)?;
-        prime_kernels::cast::forward(own.data_mut().view_mut(), weights.data().view())?;
+        own.copy_model(weights)?;
         let cache = || Tensor::zeros(device, dtype, &[limits.slots * limits.positions, sizes.kv()]);
         let keys = (0..config.num_layers).map(|_| cache()).collect::<prime_runtime::Result<_>>()?;
         let values =
@@ -183,7 +183,7 @@ impl Generator {
     /// # Errors
     /// When they have another dtype or size.
     pub fn load_weights(&mut self, weights: &Weights) -> Result<()> {
-        prime_kernels::cast::forward(self.weights.data_mut().view_mut(), weights.data().view())?;
+        self.weights.copy_model(weights)?;
         for layer in &mut self.layers {
             layer.load(weights)?;
         }

@@ -17,6 +17,7 @@ use super::{Failure, files, in_pool, models, values};
 use crate::config::{Config, Reference};
 use crate::prompts::Prompts;
 use crate::setup;
+use crate::step::Estimator;
 use work::{Lengths, Work};
 
 /// Show what a run takes before running it: parameters, memory, work, time
@@ -58,6 +59,8 @@ pub(super) struct Outline {
     policy: ModelConfig,
     prm: Option<ModelConfig>,
     reference: Option<ModelConfig>,
+    /// A critic of its own; a shared one is all but nothing beside the policy.
+    critic: Option<ModelConfig>,
     lengths: Lengths,
 }
 
@@ -95,9 +98,13 @@ impl Outline {
         let mut outline = Outline {
             prm: None,
             reference: None,
+            critic: None,
             lengths: Lengths::of(config, prompts)?,
             policy: policy.clone(),
         };
+        if config.advantage.estimator == Estimator::Gae && !config.critic.shared {
+            outline.critic = Some(shape(&config.critic.path, "critic.path")?);
+        }
         if config.train.outcome_only {
             return Ok(outline);
         }
@@ -158,6 +165,7 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
     let policy = elements(&outline.policy);
     let prm = outline.prm.as_ref().map_or(0, elements);
     let reference = outline.reference.as_ref().map_or(0, elements);
+    let critic = outline.critic.as_ref().map_or(0, elements);
     let compared = if config.train.compare && outline.prm.is_some() { policy } else { 0 };
     let master = if dtype == DType::F32 { 0 } else { 4 };
     let mode =
@@ -172,7 +180,9 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
         model.map_or(0, |model| activations(model, mode))
     };
     let shared = activations(&outline.policy, mode);
-    let separate = other(&outline.prm, mode) + other(&outline.reference, Mode::Score);
+    let separate = other(&outline.prm, mode)
+        + other(&outline.reference, Mode::Score)
+        + other(&outline.critic, mode);
     let limits = config.generation_limits();
     let size = dtype.size();
     let kv = outline.policy.num_kv_heads * outline.policy.head_dim;
@@ -188,6 +198,10 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
         ("PRM: moments", 0, prm * 8),
         ("PRM: gradients", 0, prm * 4),
         ("reference: weights", 0, reference * size),
+        ("critic: weights", 0, critic * size),
+        ("critic: master weights", 0, critic * master),
+        ("critic: moments", 0, critic * 8),
+        ("critic: gradients", 0, critic * 4),
         ("start of the run to compare with", 0, compared * size),
         ("activations", shared, shared + separate),
         ("generation: KV cache", 0, cache),

@@ -32,8 +32,8 @@ Examples:
   prime train --resume --out runs/long
 
 In the run's folder: config.toml (every setting, as resolved), metrics.jsonl and TensorBoard
-events, rollouts/ (for prime replay), sft/policy and checkpoints/step-N/{policy,prm} (Hugging Face
-folders), result.json (the table).")]
+events, rollouts/ (for prime replay), sft/policy, checkpoints/step-N/{policy,prm,critic} and
+checkpoints/best/policy (Hugging Face folders), result.json (the table).")]
 pub(super) struct TrainArgs {
     #[command(flatten)]
     run: RunArgs,

@@ -6,7 +6,8 @@
 //! events.out.tfevents.*       the same for TensorBoard
 //! sft-checkpoints/step-N/     while SFT lasts
 //! sft/                        the model after SFT
-//! checkpoints/step-N/         policy, prm, trainer
+//! checkpoints/step-N/         policy, prm, critic, trainer
+//! checkpoints/best/           the best policy evaluated, and its evaluation
 //! outcome-only/checkpoints/   of the run that PRIME is compared with
 //! rollouts/                   a file a recorded step, as `prime replay` reads it
 //! result.json                 the final table

@@ -304,6 +304,19 @@ impl Rollouts {
         ]
     }
 
+    /// Gives every further group of one prompt a name of its own. A prompt comes twice in a batch that begins in one epoch and ends in the next, and
+    /// a replay tells groups apart by their names.
+    pub fn tell_groups_apart(&mut self) {
+        let mut seen = std::collections::HashMap::new();
+        for group in &mut self.groups {
+            let times = seen.entry(group.prompt_id.clone()).or_insert(0);
+            *times += 1;
+            if *times > 1 {
+                group.prompt_id = format!("{} ({times})", group.prompt_id);
+            }
+        }
+    }
+
     /// A batch of some of the groups, in the order given.
     ///
     /// # Panics
@@ -532,6 +545,15 @@ mod tests {
         let before = joined.clone();
         assert!(joined.append(batch()).unwrap_err().to_string().contains("prm_log_probs"));
         assert_eq!(joined, before);
+    }
+
+    #[test]
+    fn a_prompt_that_comes_twice_makes_two_groups_of_different_names() {
+        let mut twice = batch();
+        twice.append(batch()).unwrap();
+        twice.tell_groups_apart();
+        let names: Vec<&str> = twice.groups.iter().map(|group| &*group.prompt_id).collect();
+        assert_eq!(names, ["a", "b", "a (2)", "b (2)"]);
     }
 
     #[test]

@@ -68,6 +68,14 @@ impl Critic {
         }
     }
 
+    /// Its weights, where it is a model of its own.
+    pub(super) fn weights(&self) -> Option<&Weights> {
+        match self {
+            Critic::Own { learner, .. } => Some(&learner.weights),
+            Critic::Shared => None,
+        }
+    }
+
     /// What a shared critic adds to the policy's loss.
     pub(super) fn joint(&self, config: &Config) -> Option<Joint> {
         match self {

@@ -151,18 +151,35 @@ impl Work {
             let training = prm.training(f(kept), lengths, checkpointed);
             f(config.prm.epochs) * training + scored + reference
         });
+        // A head of one column instead of the vocabulary's.
+        let critic = match &outline.critic {
+            Some(critic) => {
+                let critic = Forward { head: 2.0 * f(critic.hidden_size), ..Forward::of(critic) };
+                let training = critic.training(f(kept), lengths, checkpointed);
+                critic.sequences(f(kept), lengths) + f(config.critic.epochs) * training
+            }
+            None => 0.0,
+        };
+        let critic_warmup = if outline.critic.is_some() { config.critic.warmup_batches } else { 0 };
         let stage = |name, steps, flops| Stage { name, steps, flops };
         let sft = policy.training(f(config.sft.batch_size), lengths, checkpointed);
         let mut stages = vec![stage("SFT", config.sft.steps, sft)];
         let steps = config.train.steps;
         if outline.prm.is_none() {
-            stages.push(stage("outcome-only", steps, rollouts + update));
+            if critic_warmup > 0 {
+                stages.push(stage("critic warm-up", critic_warmup, rollouts + critic));
+            }
+            stages.push(stage("outcome-only", steps, rollouts + critic + update));
         } else {
-            let warmup = config.prm.warmup_batches;
-            stages.push(stage("PRM warm-up", warmup, rollouts + prm));
-            stages.push(stage("PRIME", steps, rollouts + prm + update));
+            let (of_prm, warmup) =
+                (config.prm.warmup_batches, config.prm.warmup_batches.max(critic_warmup));
+            let of_both = f(of_prm as usize) * prm + f(critic_warmup as usize) * critic;
+            let mean = rollouts + of_both / f(warmup.max(1) as usize);
+            stages.push(stage("PRM warm-up", warmup, mean));
+            stages.push(stage("PRIME", steps, rollouts + prm + critic + update));
             if config.train.compare {
-                stages.push(stage("outcome-only", steps + warmup, rollouts + update));
+                let batch = rollouts + critic + update;
+                stages.push(stage("outcome-only", steps + warmup, batch));
             }
         }
         Work { stages, assumption: lengths.assumption.clone() }
