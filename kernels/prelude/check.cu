@@ -59,7 +59,7 @@ KERNEL(256) void threads(const Pointers args) {
     const double y = args.doubles[i];
     const u32 word = args.words[i];
     const i32 integer = args.integers[i];
-    args.doubles[i] = block_sum(y, shared<double>(256)) + shuffle(y, 1) + warp_max(y);
+    args.doubles[i] = block_sum(y, shared<double>(256)) + shuffle(y, 1) + shuffle_up(y, 1) + warp_max(y);
     args.words[i] = warp_sum(word) + warp_max(word);
     args.integers[i] = warp_sum(integer) + warp_max(integer);
     args.out[i] = x;

@@ -87,6 +87,10 @@ DEVICE double shuffle(double value, u32 from) {
     const auto words = bit_cast<Vector<u32, 2>>(value);
     return bit_cast<double>(Vector<u32, 2>{{shuffle(words[0], from), shuffle(words[1], from)}});
 }
+DEVICE double shuffle_up(double value, u32 n) {
+    const auto words = bit_cast<Vector<u32, 2>>(value);
+    return bit_cast<double>(Vector<u32, 2>{{shuffle_up(words[0], n), shuffle_up(words[1], n)}});
+}
 DEVICE double shuffle_xor(double value, u32 mask) {
     const auto words = bit_cast<Vector<u32, 2>>(value);
     return bit_cast<double>(Vector<u32, 2>{{shuffle_xor(words[0], mask), shuffle_xor(words[1], mask)}});

@@ -1,85 +1,117 @@
-//! Launchers of the PRM's loss: a block a response.
+//! Launchers of the PRM's losses: a block a response, or a warp a response where its prefixes count.
 
-use prime_runtime::{Result, View, ViewMut};
+use prime_runtime::{Result, ViewMut};
 
+use super::{Cost, Over, Settings};
 use crate::device::{Code, DeviceStruct, Launch, Pointer, device_struct, source};
 use crate::reduce::cuda::{Partials, SUM_SHARED};
 
 pub(crate) const CODE: Code = Code {
     sources: &[source!("prm_loss", "prm_loss.cu")],
-    structs: &[PrmLossForward::LAYOUT, PrmLossBackward::LAYOUT],
+    structs: &[Inputs::LAYOUT, PrmLossForward::LAYOUT, PrmLossBackward::LAYOUT],
 };
 
 device_struct! {
-    struct PrmLossForward {
-        probabilities: Pointer,
-        losses: Pointer,
+    struct Inputs {
         prm_log_probs: Pointer,
         ref_log_probs: Pointer,
-        outcomes: Pointer,
         cu_seqlens: Pointer,
+        labels: Pointer,
+        offsets: Pointer,
+        weights: Pointer,
+        cu_targets: Pointer,
+        divisor: f64,
+        sequences: u32,
         beta: f32,
+    }
+
+    struct PrmLossForward {
+        losses: Pointer,
+        inputs: Inputs,
     }
 
     struct PrmLossBackward {
         d_prm_log_probs: Pointer,
-        probabilities: Pointer,
-        outcomes: Pointer,
-        cu_seqlens: Pointer,
-        scale: f64,
+        inputs: Inputs,
     }
 }
 
 const THREADS: u32 = 128;
 
-pub(super) fn forward(
-    mut probabilities: ViewMut<'_>,
-    prm_log_probs: View<'_>,
-    ref_log_probs: View<'_>,
-    outcomes: View<'_>,
-    cu_seqlens: View<'_>,
-    beta: f32,
-    responses: usize,
-) -> Result<f64> {
-    let (device, sequences) = (prm_log_probs.device(), outcomes.dim(0));
+impl Inputs {
+    fn new<'a>(launch: &mut Launch<'a>, inputs: &super::Inputs<'a>, settings: &Settings) -> Self {
+        let targets = &inputs.targets;
+        Inputs {
+            prm_log_probs: launch.read(inputs.prm_log_probs),
+            ref_log_probs: launch.read(inputs.ref_log_probs),
+            cu_seqlens: launch.read(inputs.cu_seqlens),
+            labels: launch.read(targets.labels),
+            offsets: launch.read(targets.offsets),
+            weights: launch.read(targets.weights),
+            cu_targets: launch.read(targets.cu_targets),
+            divisor: settings.divisor,
+            sequences: inputs.cu_seqlens.dim(0) as u32 - 1,
+            beta: settings.beta,
+        }
+    }
+}
+
+/// The name of an instance.
+macro_rules! kernel {
+    ($settings:expr, $direction:literal) => {
+        match ($settings.over, $settings.cost) {
+            (Over::Responses, Cost::CrossEntropy) => {
+                concat!("prm_loss_", $direction, "<false>")
+            }
+            (Over::Responses, Cost::Error) => concat!("prm_loss_", $direction, "<true>"),
+            (Over::Prefixes, Cost::CrossEntropy) => {
+                concat!("prm_loss_prefixes_", $direction, "<false>")
+            }
+            (Over::Prefixes, Cost::Error) => concat!("prm_loss_prefixes_", $direction, "<true>"),
+        }
+    };
+}
+
+fn blocks(sequences: usize, settings: &Settings) -> usize {
+    match settings.over {
+        Over::Responses => sequences,
+        Over::Prefixes => sequences.div_ceil(4),
+    }
+}
+
+pub(super) fn forward(inputs: &super::Inputs<'_>, settings: &Settings) -> Result<f64> {
+    let device = inputs.prm_log_probs.device();
+    let sequences = inputs.cu_seqlens.dim(0) - 1;
     if sequences == 0 {
         return Ok(0.0);
     }
     let mut losses = Partials::new(device, sequences, 1)?;
     {
         let mut view = losses.scratch.view_mut();
-        let mut launch = Launch::new(&CODE.sources[0], "prm_loss_forward", device);
+        let mut launch = Launch::new(&CODE.sources[0], kernel!(settings, "forward"), device);
         let arguments = PrmLossForward {
-            probabilities: launch.write(&mut probabilities),
             losses: launch.write(&mut view),
-            prm_log_probs: launch.read(prm_log_probs),
-            ref_log_probs: launch.read(ref_log_probs),
-            outcomes: launch.read(outcomes),
-            cu_seqlens: launch.read(cu_seqlens),
-            beta,
+            inputs: Inputs::new(&mut launch, inputs, settings),
         };
-        launch.grid([sequences, 1, 1]).block(THREADS).shared(SUM_SHARED).run(&arguments)?;
+        let grid = [blocks(sequences, settings), 1, 1];
+        launch.grid(grid).block(THREADS).shared(SUM_SHARED).run(&arguments)?;
     }
     let [total] = losses.finish()?;
-    Ok(total / responses.max(1) as f64)
+    Ok(total / settings.divisor)
 }
 
 pub(super) fn backward(
     mut d_prm_log_probs: ViewMut<'_>,
-    probabilities: View<'_>,
-    outcomes: View<'_>,
-    cu_seqlens: View<'_>,
-    beta: f32,
-    responses: usize,
+    inputs: &super::Inputs<'_>,
+    settings: &Settings,
 ) -> Result<()> {
-    let (device, sequences) = (d_prm_log_probs.device(), outcomes.dim(0));
-    let mut launch = Launch::new(&CODE.sources[0], "prm_loss_backward", device);
+    let device = inputs.prm_log_probs.device();
+    let sequences = inputs.cu_seqlens.dim(0) - 1;
+    let mut launch = Launch::new(&CODE.sources[0], kernel!(settings, "backward"), device);
     let arguments = PrmLossBackward {
         d_prm_log_probs: launch.write(&mut d_prm_log_probs),
-        probabilities: launch.read(probabilities),
-        outcomes: launch.read(outcomes),
-        cu_seqlens: launch.read(cu_seqlens),
-        scale: f64::from(beta) / responses.max(1) as f64,
+        inputs: Inputs::new(&mut launch, inputs, settings),
     };
-    launch.grid([sequences, 1, 1]).block(THREADS).run(&arguments)
+    let grid = [blocks(sequences, settings), 1, 1];
+    launch.grid(grid).block(THREADS).shared(SUM_SHARED).run(&arguments)
 }
