@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::graders::nearest;
-use crate::step::{Aggregation, Estimator, Form, Granularity, ProcessNorm};
+use crate::step::prm_targets::Loss;
+use crate::step::{Aggregation, Estimator, Form, Granularity, PrmLoss, ProcessNorm};
 use crate::tasks::{ArithmeticSettings, CountdownSettings, JsonlSettings};
 
 mod critic;
@@ -248,12 +249,29 @@ pub struct PrmConfig {
     pub reference_path: String,
     pub reference: Reference,
     pub beta: f64,
+    pub loss: PrmLoss,
+    pub margin: f64,
+    pub kto_desirable: f64,
+    pub kto_undesirable: f64,
     pub update: PrmUpdate,
     pub warmup_batches: u64,
     pub minibatches: usize,
     pub epochs: usize,
     #[serde(flatten)]
     pub optimizer: OptimizerConfig,
+}
+
+impl PrmConfig {
+    /// The loss with its settings.
+    pub fn loss(&self) -> Loss {
+        Loss {
+            name: self.loss,
+            beta: self.beta,
+            margin: self.margin,
+            desirable: self.kto_desirable,
+            undesirable: self.kto_undesirable,
+        }
+    }
 }
 
 /// `[advantage]`
@@ -434,6 +452,9 @@ impl Config {
             "filter.skip_solved needs a data set, whose problems come again: a built-in task never runs out of new ones"
         );
         within("prm.beta", self.prm.beta, 1e-9, 1e9)?;
+        within("prm.margin", self.prm.margin, 0.0, 1e9)?;
+        within("prm.kto_desirable", self.prm.kto_desirable, 0.0, 1e9)?;
+        within("prm.kto_undesirable", self.prm.kto_undesirable, 0.0, 1e9)?;
         within("advantage.process_coef", self.advantage.process_coef, 0.0, 1e9)?;
         within("advantage.gae_lambda", self.advantage.gae_lambda, 0.0, 1.0)?;
         self.critic.check(self.advantage.estimator, &self.policy)?;

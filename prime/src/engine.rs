@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use prime_kernels::prm_loss;
 use prime_model::{
     Activations, AdamW, Config as ModelConfig, Decoder, Gradients, Limits, Mode, OutputGradients,
     Pack, Schedule, Upload, Weights, on_host,
@@ -14,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::OptimizerConfig;
+use crate::step::prm_targets::Targets;
 
 /// A prompt and a response to it, whose tokens are scored.
 #[derive(Clone, Copy, Debug)]
@@ -87,19 +89,48 @@ enum Pass {
 pub struct LossInputs {
     /// Three columns of up to as many numbers as the micro-batch has tokens.
     pub columns: Upload<f32, 3>,
-    /// Where responses begin, and the end.
-    pub cu_seqlens: Upload<u32, 1>,
-    /// (samples): what the PRM's loss keeps of its way forward.
-    pub probabilities: Tensor,
+    /// Where responses begin and the end, and where the targets of each begin.
+    cu_seqlens: Upload<u32, 2>,
+    /// Labels, offsets and weights of the PRM's targets: (targets).
+    targets: Upload<f32, 3>,
+    /// How many targets are planned for.
+    most_targets: usize,
+    device: Device,
 }
 
 impl LossInputs {
     fn new(device: Device, tokens: usize) -> Result<Self> {
         Ok(LossInputs {
             columns: Upload::new(device, [tokens; 3])?,
-            cu_seqlens: Upload::new(device, [tokens + 1])?,
-            probabilities: Tensor::zeros(device, DType::F32, &[tokens])?,
+            cu_seqlens: Upload::new(device, [tokens + 1; 2])?,
+            targets: Upload::new(device, [tokens; 3])?,
+            most_targets: tokens,
+            device,
         })
+    }
+
+    /// What a loss of the PRM reads of a micro-batch.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn of_prm<'a>(
+        &'a mut self,
+        prm_log_probs: View<'a>,
+        reference: &'a [f32],
+        cu_seqlens: &'a [u32],
+        targets: &'a Targets,
+    ) -> Result<prm_loss::Inputs<'a>> {
+        if targets.labels.len() > self.most_targets {
+            // Only where responses have hardly a token each and many partners.
+            self.most_targets = targets.labels.len();
+            self.targets = Upload::new(self.device, [self.most_targets; 3])?;
+        }
+        let [ref_log_probs, _, _] = self.columns.place([reference, &[], &[]])?;
+        let [cu_seqlens, cu_targets] = self.cu_seqlens.place([cu_seqlens, &targets.cu_targets])?;
+        let [labels, offsets, weights] =
+            self.targets.place([&targets.labels, &targets.offsets, &targets.weights])?;
+        let targets = prm_loss::Targets { labels, offsets, weights, cu_targets };
+        Ok(prm_loss::Inputs { prm_log_probs, ref_log_probs, cu_seqlens, targets })
     }
 }
 

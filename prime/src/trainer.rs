@@ -21,7 +21,7 @@ use crate::step::curriculum::Curriculum;
 use crate::step::filter::{self, Bounds, Counts};
 use crate::step::rollout::{self, Prompt, Stop};
 use crate::step::{
-    Rollouts, accuracy, advantage, filter::Refill as Selector, grade, implicit_reward,
+    PrmLoss, Rollouts, accuracy, advantage, filter::Refill as Selector, grade, implicit_reward,
     policy_update, prm_update,
 };
 use crate::tasks::{Purpose, Split};
@@ -467,19 +467,39 @@ impl Trainer {
                 score(engine, &frozen.weights, batch)?
             }
         };
+        let most = self.config.micro_batch_tokens();
+        let mismatched = match self.config.prm.loss {
+            PrmLoss::Kto => {
+                let (weights, engine) = match &mut prm.reference {
+                    None => (&self.policy.weights, &mut self.engine),
+                    Some(frozen) => {
+                        (&frozen.weights, frozen.engine.as_mut().unwrap_or(&mut self.engine))
+                    }
+                };
+                let mut under_reference = Vec::new();
+                let mismatched = prm_update::Mismatched::of(batch, most);
+                let samples = mismatched.samples();
+                engine.score(weights, samples, 1.0, &mut under_reference, &mut Vec::new())?;
+                Some(under_reference)
+            }
+            _ => None,
+        };
         metrics.set("seconds/reference", started.elapsed().as_secs_f64());
         let started = Instant::now();
         let engine = prm.engine.as_mut().unwrap_or(&mut self.engine);
         let settings = prm_update::Settings {
-            beta: self.config.prm.beta,
+            loss: self.config.prm.loss(),
             minibatches: self.config.prm.minibatches,
             epochs: self.config.prm.epochs,
         };
         if self.config.prm.update == PrmUpdate::Reverse {
             batch.prm_log_probs = score(engine, &prm.learner.weights, batch)?;
         }
-        let outcome = prm_update::prm_update(engine, &mut prm.learner, batch, &settings)
-            .context("the PRM's update")?;
+        let of_batch = prm_update::Mismatched::of(batch, most);
+        let mismatched = mismatched.as_ref().map(|reference| (&of_batch, &reference[..]));
+        let outcome =
+            prm_update::prm_update(engine, &mut prm.learner, batch, mismatched, &settings)
+                .context("the PRM's update")?;
         match self.config.prm.update {
             PrmUpdate::After => batch.prm_log_probs = outcome.prm_log_probs,
             PrmUpdate::Before => batch.prm_log_probs = score(engine, &prm.learner.weights, batch)?,

@@ -7,8 +7,9 @@
 use std::path::{Path, PathBuf};
 
 use prime::replay::{ReplaySettings, replay};
+use prime::step::prm_targets::{self, Graded, Loss};
 use prime::step::{
-    Aggregation, Estimator, Form, Granularity, Response, Rollouts, accuracy, advantage,
+    Aggregation, Estimator, Form, Granularity, PrmLoss, Response, Rollouts, accuracy, advantage,
     implicit_reward,
 };
 use prime_kernels::policy_loss::Clip;
@@ -274,38 +275,105 @@ fn the_other_estimators_agree_with_the_published_programs_in_a_step_and_in_a_rep
     }
 }
 
+/// Losses of the PRM, by where their expectations stand.
+const PRM_LOSSES: [(PrmLoss, &str); 8] = [
+    (PrmLoss::Ce, "/prm_ce"),
+    (PrmLoss::Dpo, "/prm_dpo_detached/none"),
+    (PrmLoss::BonAcc, "/prm_dpo_detached/bon_acc"),
+    (PrmLoss::BonRm, "/prm_dpo_detached/bon_rm"),
+    (PrmLoss::DpoPairs, "/prm_dpo_pairs"),
+    (PrmLoss::Nca, "/prm_nca"),
+    (PrmLoss::Kto, "/prm_kto"),
+    (PrmLoss::PrefixValue, "/prm_prefix_value"),
+];
+
+/// The settings that the small file's expectations of KTO and prefix values were made with, besides beta.
+const KTO_DESIRABLE: f64 = 1.5;
+const KTO_UNDESIRABLE: f64 = 0.75;
+const KTO_KL: f64 = 0.125;
+const PRM_MARGIN: f64 = 0.25;
+
+/// The loss on a whole batch, and its gradient by the PRM's log-probabilities.
+fn prm_loss_of(case: &Case, name: PrmLoss) -> (f64, Vec<f32>) {
+    let batch = case.batch();
+    let (tokens, responses) = (batch.token_count(), batch.len());
+    let loss = Loss {
+        name,
+        beta: case.number("beta"),
+        margin: PRM_MARGIN,
+        desirable: KTO_DESIRABLE,
+        undesirable: KTO_UNDESIRABLE,
+    };
+    let groups: Vec<_> = batch.groups.iter().map(|group| group.responses.clone()).collect();
+    let graded =
+        Graded { groups: &groups, outcomes: &batch.outcomes, cu_seqlens: &batch.cu_seqlens };
+    let logits = prm_targets::logits(
+        &batch.prm_log_probs,
+        &batch.ref_log_probs,
+        &batch.cu_seqlens,
+        loss.beta,
+    );
+    let targets = loss.targets(&graded, 0..responses, &logits, KTO_KL);
+    let count = [targets.labels.len()];
+    let inputs = prm_loss::Inputs {
+        prm_log_probs: View::from_slice(&batch.prm_log_probs, &[tokens]),
+        ref_log_probs: View::from_slice(&batch.ref_log_probs, &[tokens]),
+        cu_seqlens: View::from_slice(&batch.cu_seqlens, &[responses + 1]),
+        targets: prm_loss::Targets {
+            labels: View::from_slice(&targets.labels, &count),
+            offsets: View::from_slice(&targets.offsets, &count),
+            weights: View::from_slice(&targets.weights, &count),
+            cu_targets: View::from_slice(&targets.cu_targets, &[responses + 1]),
+        },
+    };
+    let mut gradient = vec![0.0_f32; tokens];
+    let value = targets.share * prm_loss::forward(inputs, targets.settings).unwrap();
+    prm_loss::backward(ViewMut::from_slice(&mut gradient, &[tokens]), inputs, targets.settings)
+        .unwrap();
+    (value, gradient)
+}
+
 #[test]
-fn the_prm_s_loss_gradient_and_accuracies_agree_with_the_published_programs() {
+fn every_loss_of_the_prm_agrees_with_its_expectations_in_a_step_and_in_a_replay() {
+    let mut compared = 0;
+    for case in cases() {
+        let (lines, _) = rollout_file(&case.batch());
+        for (name, pointer) in PRM_LOSSES {
+            // The published programs know some of them; the repository's own small file holds all.
+            let Some(expected) = case.json["expect"].pointer(pointer) else { continue };
+            let what = format!("{}: {name}", case.name);
+            let (loss, gradient) = prm_loss_of(&case, name);
+            assert_close(&what, &[loss], &expected["loss"]);
+            assert_column(&format!("{what}, gradient"), &gradient, &expected["grad_q"]);
+            compared += 1;
+
+            let mut settings = ReplaySettings::published(Form::Paper);
+            for assignment in [
+                format!("beta={}", case.number("beta")),
+                format!("prm_loss={name}"),
+                format!("prm_margin={PRM_MARGIN}"),
+                format!("kto_desirable={KTO_DESIRABLE}"),
+                format!("kto_undesirable={KTO_UNDESIRABLE}"),
+                format!("kto_kl={KTO_KL}"),
+            ] {
+                settings.set(&assignment).unwrap();
+            }
+            // Pairs go by the order of the responses, which is another one in that file.
+            let ordered = matches!(name, PrmLoss::DpoPairs | PrmLoss::Nca);
+            let mut in_order = Vec::new();
+            case.batch().write_json_lines(&mut in_order).unwrap();
+            let input = if ordered { &in_order[..] } else { lines.as_bytes() };
+            let replayed = replay(input, &settings).unwrap().summary.prm_loss.unwrap();
+            assert_close(&format!("{what}, replayed"), &[replayed], &expected["loss"]);
+        }
+    }
+    assert!(compared >= 2 * PRM_LOSSES.len(), "{compared}");
+}
+
+#[test]
+fn the_prm_s_accuracies_agree_with_the_published_programs() {
     for case in cases() {
         let batch = case.batch();
-        let (tokens, responses) = (batch.token_count(), batch.len());
-        let beta = case.number("beta") as f32;
-        let mut probabilities = vec![0.0_f32; responses];
-        let outcomes = View::from_slice(&batch.outcomes, &[responses]);
-        let cu_seqlens = View::from_slice(&batch.cu_seqlens, &[responses + 1]);
-        let loss = prm_loss::forward(
-            ViewMut::from_slice(&mut probabilities, &[responses]),
-            View::from_slice(&batch.prm_log_probs, &[tokens]),
-            View::from_slice(&batch.ref_log_probs, &[tokens]),
-            outcomes,
-            cu_seqlens,
-            beta,
-            responses,
-        )
-        .unwrap();
-        let mut gradient = vec![0.0_f32; tokens];
-        prm_loss::backward(
-            ViewMut::from_slice(&mut gradient, &[tokens]),
-            View::from_slice(&probabilities, &[responses]),
-            outcomes,
-            cu_seqlens,
-            beta,
-            responses,
-        )
-        .unwrap();
-        assert_close(&format!("{}: PRM loss", case.name), &[loss], case.expect("/prm_ce/loss"));
-        let what = format!("{}: PRM gradient", case.name);
-        assert_column(&what, &gradient, case.expect("/prm_ce/grad_q"));
         for (name, value) in [
             ("/prm_pairwise_accuracy", accuracy::pairwise(&batch).unwrap()),
             ("/prm_sign_accuracy", accuracy::sign(&batch).unwrap()),

@@ -4,8 +4,9 @@ use crate::graders::nearest;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use prime_kernels::policy_loss::Clip;
 
+use crate::step::prm_targets::Loss;
 use crate::step::{
-    Aggregation, Estimator, Form, Granularity, ProcessNorm, advantage, implicit_reward,
+    Aggregation, Estimator, Form, Granularity, PrmLoss, ProcessNorm, advantage, implicit_reward,
 };
 
 /// The settings of a replay, by the names that [`ReplaySettings::set`] takes, with what they mean.
@@ -13,6 +14,14 @@ pub const KEYS: &[(&str, &str)] = &[
     (
         "beta",
         "scale of the PRM's log-ratio, in its loss and, but for prime-repo, in the process rewards",
+    ),
+    ("prm_loss", "ce, dpo, bon_acc, bon_rm, dpo-pairs, kto, nca or prefix-value"),
+    ("prm_margin", "the margin of prm_loss=prefix-value"),
+    ("kto_desirable", "the weight of right responses in prm_loss=kto"),
+    ("kto_undesirable", "the weight of wrong responses in prm_loss=kto"),
+    (
+        "kto_kl",
+        "the KL of prm_loss=kto, which recorded rollouts do not hold: beta times a sum of log-ratios, 0 or more",
     ),
     ("process_norm", "what process rewards are divided by: batch_norm or none"),
     ("granularity", "where process rewards are given: token, step or whole"),
@@ -45,6 +54,16 @@ pub struct ReplaySettings {
     pub form: Form,
     /// Scale of the log-ratio.
     pub beta: f64,
+    /// The PRM's loss.
+    pub prm_loss: PrmLoss,
+    /// The margin of [`PrmLoss::PrefixValue`].
+    pub prm_margin: f64,
+    /// The weight of right responses in [`PrmLoss::Kto`].
+    pub kto_desirable: f64,
+    /// That of wrong ones.
+    pub kto_undesirable: f64,
+    /// The KL of [`PrmLoss::Kto`].
+    pub kto_kl: f64,
     /// What process rewards are divided by.
     pub process_norm: ProcessNorm,
     /// Where process rewards are given.
@@ -80,6 +99,11 @@ impl ReplaySettings {
         ReplaySettings {
             form,
             beta: 0.05,
+            prm_loss: PrmLoss::Ce,
+            prm_margin: 0.0,
+            kto_desirable: 1.0,
+            kto_undesirable: 1.0,
+            kto_kl: 0.0,
             process_norm: match form {
                 Form::Paper => ProcessNorm::None,
                 Form::PrimeRepo | Form::Verl => ProcessNorm::BatchNorm,
@@ -110,6 +134,11 @@ impl ReplaySettings {
         let mut changed = self.clone();
         match key {
             "beta" => changed.beta = number(key, value)?,
+            "prm_loss" => changed.prm_loss = value.parse()?,
+            "prm_margin" => changed.prm_margin = number(key, value)?,
+            "kto_desirable" => changed.kto_desirable = number(key, value)?,
+            "kto_undesirable" => changed.kto_undesirable = number(key, value)?,
+            "kto_kl" => changed.kto_kl = number(key, value)?,
             "process_norm" => changed.process_norm = value.parse()?,
             "granularity" => changed.granularity = value.parse()?,
             "estimator" => changed.estimator = value.parse()?,
@@ -146,6 +175,14 @@ impl ReplaySettings {
 
     pub(super) fn check(&self) -> Result<()> {
         ensure!(self.beta > 0.0, "beta is {}; it must be positive", self.beta);
+        for (key, value) in [
+            ("prm_margin", self.prm_margin),
+            ("kto_desirable", self.kto_desirable),
+            ("kto_undesirable", self.kto_undesirable),
+            ("kto_kl", self.kto_kl),
+        ] {
+            ensure!(value >= 0.0, "{key} is {value}; it must not be negative");
+        }
         self.returns().check()?;
         ensure!(
             (0.0..=1.0).contains(&self.clip_low),
@@ -160,6 +197,16 @@ impl ReplaySettings {
         );
         ensure!(self.max_response_length != Some(0), "max_response_length must not be 0");
         Ok(())
+    }
+
+    pub(super) fn prm_loss(&self) -> Loss {
+        Loss {
+            name: self.prm_loss,
+            beta: self.beta,
+            margin: self.prm_margin,
+            desirable: self.kto_desirable,
+            undesirable: self.kto_undesirable,
+        }
     }
 
     pub(super) fn rewards(&self) -> implicit_reward::Settings {
@@ -205,6 +252,7 @@ mod tests {
         for (key, _) in KEYS {
             let value = match *key {
                 "process_norm" => "none",
+                "prm_loss" => "nca",
                 "granularity" => "whole",
                 "estimator" => "grpo",
                 "aggregation" => "seq-mean-token-mean",

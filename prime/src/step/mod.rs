@@ -1,7 +1,7 @@
 //! The arrows of a PRIME step, each one plain function over one ragged batch:
 //!
 //! [`batch`] the batch; [`rollout`] samples from the policy; [`grade`] their outcomes; [`filter`] which prompts teach
-//! something; [`prm_update`] the PRM's cross-entropy; [`implicit_reward`] process rewards; [`advantage`] leave-one-out
+//! something; [`prm_update`] the PRM's loss, of which [`prm_targets`] names the kinds; [`implicit_reward`] process rewards; [`advantage`] leave-one-out
 //! returns and advantages; [`critic_update`] a critic's values; [`policy_update`] the clipped policy gradient; [`aggregate`] the weight of a token in the
 //! loss; [`accuracy`] how well the PRM tells right from wrong.
 //!
@@ -85,6 +85,7 @@ pub mod filter;
 pub mod grade;
 pub mod implicit_reward;
 pub mod policy_update;
+pub mod prm_targets;
 pub mod prm_update;
 pub mod rollout;
 
@@ -92,6 +93,7 @@ pub use advantage::Estimator;
 pub use aggregate::Aggregation;
 pub use batch::{Group, Response, Rollouts};
 pub use implicit_reward::{Granularity, ProcessNorm};
+pub use prm_targets::PrmLoss;
 
 named! {
     /// Which published form of the algorithm. They differ in the process reward ([`implicit_reward`]), in the
