@@ -22,6 +22,9 @@ pub use critic::CriticConfig;
 /// The documented defaults, as text.
 pub const DEFAULT: &str = include_str!("../configs/default.toml");
 
+/// What an offline PRM changes of them, as text.
+pub const PRM: &str = include_str!("../configs/prm.toml");
+
 /// An enum whose values are written in lower case in a configuration.
 macro_rules! choices {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident),+ $(,)? }) => {
@@ -104,6 +107,7 @@ pub struct Config {
     pub rollout: RolloutConfig,
     pub filter: FilterConfig,
     pub prm: PrmConfig,
+    pub offline: OfflineConfig,
     pub advantage: AdvantageConfig,
     pub critic: CriticConfig,
     pub policy: PolicyConfig,
@@ -274,6 +278,22 @@ impl PrmConfig {
     }
 }
 
+/// `[offline]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct OfflineConfig {
+    pub files: Vec<String>,
+    pub held_out: String,
+    pub held_out_one_in: u32,
+    pub reference: String,
+    pub chat: bool,
+    pub max_tokens: usize,
+    pub batch_size: usize,
+    pub epochs: usize,
+    pub eval_every: u64,
+}
+
 /// `[advantage]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -337,7 +357,16 @@ impl Config {
     /// # Errors
     /// A sentence with the file, the key, and what would be right.
     pub fn load(files: &[PathBuf], overrides: &[String]) -> Result<Config> {
+        Config::load_over("", files, overrides)
+    }
+
+    /// The same with a built-in configuration between the defaults and the files.
+    ///
+    /// # Errors
+    /// As for [`Config::load`].
+    pub fn load_over(built_in: &str, files: &[PathBuf], overrides: &[String]) -> Result<Config> {
         let mut table: Table = DEFAULT.parse().context("the built-in defaults")?;
+        merge_text(&mut table, built_in).context("the built-in configuration")?;
         for file in files {
             let text = std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
@@ -395,6 +424,9 @@ impl Config {
             ("prm.epochs", self.prm.epochs, 1 << 16),
             ("critic.minibatches", self.critic.minibatches, 1 << 16),
             ("critic.epochs", self.critic.epochs, 1 << 16),
+            ("offline.max_tokens", self.offline.max_tokens, 1 << 21),
+            ("offline.batch_size", self.offline.batch_size, MANY),
+            ("offline.epochs", self.offline.epochs, 1 << 16),
             ("policy.minibatches", self.policy.minibatches, 1 << 16),
             ("policy.epochs", self.policy.epochs, 1 << 16),
             ("train.micro_batch_tokens", self.train.micro_batch_tokens, 1 << 22),

@@ -18,12 +18,12 @@ use std::collections::HashMap;
 use std::io::{BufRead, Write};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use prime_kernels::{policy_loss, prm_loss};
+use prime_kernels::policy_loss;
 use prime_runtime::View;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::step::prm_targets::{self, Graded};
+use crate::step::prm_targets::loss_of;
 use crate::step::{
     Estimator, Granularity, Response, Rollouts, accuracy, advantage, implicit_reward,
 };
@@ -137,7 +137,11 @@ pub fn replay(input: impl BufRead, settings: &ReplaySettings) -> Result<Replay> 
     );
     let share = |sum: f64| sum / policy.tokens.max(1.0);
     let summary = Summary {
-        prm_loss: if with_prm { Some(prm_loss(&batch, settings)?) } else { None },
+        prm_loss: if with_prm {
+            Some(loss_of(&batch, &settings.prm_loss(), settings.kto_kl)?)
+        } else {
+            None
+        },
         prm_accuracy: if with_prm { Some(accuracy::pairwise(&batch)?) } else { None },
         prm_sign_accuracy: if with_prm { Some(accuracy::sign(&batch)?) } else { None },
         policy_loss: policy.loss,
@@ -146,31 +150,6 @@ pub fn replay(input: impl BufRead, settings: &ReplaySettings) -> Result<Replay> 
         approx_kl: share(policy.kl),
     };
     Ok(Replay { batch, summary, lines })
-}
-
-fn prm_loss(batch: &Rollouts, settings: &ReplaySettings) -> Result<f64> {
-    let groups: Vec<_> = batch.groups.iter().map(|group| group.responses.clone()).collect();
-    let graded =
-        Graded { groups: &groups, outcomes: &batch.outcomes, cu_seqlens: &batch.cu_seqlens };
-    let (prm, reference) = (&batch.prm_log_probs, &batch.ref_log_probs);
-    let logits = prm_targets::logits(prm, reference, &batch.cu_seqlens, settings.beta);
-    let targets = settings.prm_loss().targets(&graded, 0..batch.len(), &logits, settings.kto_kl);
-    let tokens = batch.token_count();
-    let count = [targets.labels.len()];
-    let inputs = prm_loss::Inputs {
-        prm_log_probs: View::from_slice(prm, &[tokens]),
-        ref_log_probs: View::from_slice(reference, &[tokens]),
-        cu_seqlens: View::from_slice(&batch.cu_seqlens, &[batch.len() + 1]),
-        targets: prm_loss::Targets {
-            labels: View::from_slice(&targets.labels, &count),
-            offsets: View::from_slice(&targets.offsets, &count),
-            weights: View::from_slice(&targets.weights, &count),
-            cu_targets: View::from_slice(&targets.cu_targets, &[batch.len() + 1]),
-        },
-    };
-    let loss = targets.share * prm_loss::forward(inputs, targets.settings)?;
-    ensure!(loss.is_finite(), "the PRM loss is {loss}; the log-ratios or beta are too large");
-    Ok(loss)
 }
 
 /// One line of input.

@@ -11,6 +11,7 @@ mod grade;
 mod measure;
 mod models;
 mod plan;
+mod prm;
 mod replay;
 mod score;
 mod sft;
@@ -51,6 +52,7 @@ struct Cli {
 enum Command {
     Train(train::TrainArgs),
     Sft(sft::SftArgs),
+    Prm(prm::PrmArgs),
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Score(score::ScoreArgs),
@@ -132,6 +134,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Train(args) => train::run(args, threads),
         Command::Sft(args) => sft::run(args, threads),
+        Command::Prm(args) => prm::run(args, threads),
         Command::Eval(args) => eval::run(args, threads),
         Command::Generate(args) => in_pool(threads, || generate::run(&args)),
         Command::Score(args) => in_pool(threads, || score::run(&args)),

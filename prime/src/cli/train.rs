@@ -8,7 +8,7 @@ use clap::Args;
 use prime_runtime::Device;
 
 use super::{Failure, files, in_pool, misuse, plan, say, values};
-use crate::config::{Config, TaskName};
+use crate::config::{self, Config, TaskName};
 use crate::run::folder::RunFolder;
 use crate::run::{self, End, interrupt};
 
@@ -78,7 +78,12 @@ pub(super) struct SettingsArgs {
 impl SettingsArgs {
     /// The configuration with `more` settings over those of the command line.
     pub(super) fn load(&self, more: &[String]) -> Result<Config, Failure> {
-        Config::load(&self.config, &[&self.set, more].concat()).map_err(misuse)
+        self.load_over("", more)
+    }
+
+    /// The same with a built-in configuration under the files.
+    pub(super) fn load_over(&self, built_in: &str, more: &[String]) -> Result<Config, Failure> {
+        Config::load_over(built_in, &self.config, &[&self.set, more].concat()).map_err(misuse)
     }
 }
 
@@ -89,6 +94,8 @@ pub(super) enum Stages {
     All,
     /// SFT alone.
     Sft,
+    /// A PRM offline.
+    Prm,
 }
 
 pub(super) fn run(args: TrainArgs, threads: Option<usize>) -> Result<(), Failure> {
@@ -109,18 +116,28 @@ pub(super) fn start(
     if args.resume {
         return resume(args, overrides, stages);
     }
-    let config = args.settings.load(&overrides)?;
+    let config = match stages {
+        Stages::Prm => args.settings.load_over(config::PRM, &overrides)?,
+        _ => args.settings.load(&overrides)?,
+    };
     if matches!(stages, Stages::Sft) && config.sft.steps == 0 {
         return Err(misuse(anyhow!("sft.steps is 0: there is nothing to train")));
     }
     in_pool(Some(config.threads), || {
         // What is wrong with the task or the model is said before there is a folder.
-        let outline = plan::Outline::of_run(&config)?;
-        if args.dry_run {
-            return dry_run(&config, &outline);
+        if matches!(stages, Stages::Prm) {
+            run::offline::Data::read(&config)?;
+            if args.dry_run {
+                return Ok(files::print(config.to_toml()?)?);
+            }
+        } else {
+            let outline = plan::Outline::of_run(&config)?;
+            if args.dry_run {
+                return dry_run(&config, &outline);
+            }
         }
         prime_kernels::device::check(config.device())?;
-        let path = args.out.unwrap_or_else(|| new_folder(&config));
+        let path = args.out.unwrap_or_else(|| new_folder(&config, stages));
         let folder = RunFolder::create(&path, &config)?;
         say(&format!("the run's folder is {}", path.display()));
         train(&config, folder, stages)
@@ -144,7 +161,10 @@ fn resume(args: RunArgs, overrides: Vec<String>, stages: Stages) -> Result<(), F
     let (folder, config) = RunFolder::resume(&path, wanted.as_ref())?;
     in_pool(Some(config.threads), || {
         if args.dry_run {
-            return dry_run(&config, &plan::Outline::of_run(&config)?);
+            return match stages {
+                Stages::Prm => Ok(files::print(config.to_toml()?)?),
+                _ => dry_run(&config, &plan::Outline::of_run(&config)?),
+            };
         }
         prime_kernels::device::check(config.device())?;
         say(&format!("going on with {}", path.display()));
@@ -157,6 +177,12 @@ fn train(config: &Config, mut folder: RunFolder, stages: Stages) -> Result<(), F
     let end = match stages {
         Stages::All => run::train(config, &mut folder)?,
         Stages::Sft => run::sft(config, &mut folder)?,
+        Stages::Prm => {
+            return match run::offline::prm(config, &mut folder)? {
+                run::offline::End::Complete(report) => Ok(files::print(report)?),
+                run::offline::End::Interrupted(sentence) => Err(Failure::Stopped(sentence)),
+            };
+        }
     };
     match end {
         End::Complete(table) => Ok(files::print(table)?),
@@ -170,8 +196,9 @@ fn dry_run(config: &Config, outline: &plan::Outline) -> Result<(), Failure> {
 }
 
 /// A folder for a new run, named by its task and the time.
-fn new_folder(config: &Config) -> PathBuf {
+fn new_folder(config: &Config, stages: Stages) -> PathBuf {
     let task = match config.task.name {
+        _ if matches!(stages, Stages::Prm) => "prm",
         TaskName::Arithmetic => "arithmetic",
         TaskName::Countdown => "countdown",
         TaskName::Jsonl => "jsonl",

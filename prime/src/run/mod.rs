@@ -3,6 +3,7 @@
 mod best;
 pub mod folder;
 pub mod interrupt;
+pub mod offline;
 pub(crate) mod progress;
 mod table;
 

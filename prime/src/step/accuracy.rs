@@ -49,6 +49,27 @@ pub fn sign(batch: &Rollouts) -> Result<f64> {
     Ok(right.count() as f64 / batch.len().max(1) as f64)
 }
 
+/// Of a right response and a wrong one, whatever their prompts, how often the right one scores higher, the area under the ROC curve; a pair of
+/// equal scores counts 1/2. Right is an outcome of at least 1/2. 1/2 where all are of one kind.
+///
+/// # Errors
+/// When a log-probability is missing or not finite.
+pub fn auc(batch: &Rollouts) -> Result<f64> {
+    let mut ranked: Vec<(f64, bool)> =
+        scores(batch)?.into_iter().zip(batch.outcomes.iter().map(|&y| y >= 0.5)).collect();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (mut wrong_below, mut higher, mut right_total) = (0.0, 0.0, 0.0);
+    for equal in ranked.chunk_by(|a, b| a.0 == b.0) {
+        let right = equal.iter().filter(|(_, right)| *right).count() as f64;
+        let wrong = equal.len() as f64 - right;
+        higher += right * (wrong_below + 0.5 * wrong);
+        wrong_below += wrong;
+        right_total += right;
+    }
+    let pairs = right_total * wrong_below;
+    Ok(if pairs > 0.0 { higher / pairs } else { 0.5 })
+}
+
 fn scores(batch: &Rollouts) -> Result<Vec<f64>> {
     let q = implicit_reward::log_ratios(batch)?;
     Ok((0..batch.len()).map(|i| q[batch.span(i)].iter().sum()).collect())
@@ -99,6 +120,14 @@ mod tests {
             assert_eq!(pairwise(&batch).unwrap(), 0.5);
             assert_eq!(sign(&batch).unwrap(), 0.0);
         }
+    }
+
+    #[test]
+    fn area_under_the_curve_is_over_pairs_of_all_prompts_and_ties_count_half() {
+        // Right: 0.5 and -0.5; wrong: 0, -0.5 and -1. Above: 3; below or equal: one above, one equal.
+        let mixed = batch(&[&[(0.5, 1.0), (0.0, 0.0)], &[(-0.5, 1.0), (-0.5, 0.0), (-1.0, 0.0)]]);
+        assert_eq!(auc(&mixed).unwrap(), 4.5 / 6.0);
+        assert_eq!(auc(&batch(&[&[(0.5, 1.0), (0.0, 1.0)]])).unwrap(), 0.5);
     }
 
     #[test]

@@ -391,6 +391,8 @@ impl Rollouts {
         let total = self.token_count();
         Record {
             prompt_id: &self.groups[self.group_of(response)].prompt_id,
+            prompt_token_ids: Some(&self.groups[self.group_of(response)].prompt_tokens[..])
+                .filter(|_| !self.tokens.is_empty()),
             outcome: self.outcomes[response],
             finished: self.finished[response],
             token_ids: part(&self.tokens, &span, total),
@@ -430,6 +432,9 @@ pub struct Record<'a> {
     pub outcome: f32,
     /// Whether the response ended by itself.
     pub finished: bool,
+    /// The prompt's tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<&'a [u32]>,
     /// The response's tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<&'a [u32]>,

@@ -25,7 +25,11 @@
 
 use std::ops::Range;
 
-use prime_kernels::prm_loss::{Cost, Over, Settings};
+use anyhow::{Result, ensure};
+use prime_kernels::prm_loss::{self, Cost, Inputs, Over, Settings};
+use prime_runtime::View;
+
+use super::Rollouts;
 
 named! {
     /// A loss of the PRM.
@@ -275,6 +279,35 @@ pub fn logits(prm: &[f32], reference: &[f32], cu_seqlens: &[u32], beta: f64) -> 
     cu_seqlens.windows(2).map(|span| f64::from(beta as f32) * sum(span)).collect()
 }
 
+/// The loss of a whole batch whose log-probabilities are known, on the host.
+///
+/// # Errors
+/// When a log-probability is missing or not finite, or the loss is not finite.
+pub fn loss_of(batch: &Rollouts, loss: &Loss, kl: f64) -> Result<f64> {
+    let groups: Vec<_> = batch.groups.iter().map(|group| group.responses.clone()).collect();
+    let graded =
+        Graded { groups: &groups, outcomes: &batch.outcomes, cu_seqlens: &batch.cu_seqlens };
+    let prm = batch.column("prm_log_probs", &batch.prm_log_probs)?;
+    let reference = batch.column("ref_log_probs", &batch.ref_log_probs)?;
+    let logits = logits(prm, reference, &batch.cu_seqlens, loss.beta);
+    let targets = loss.targets(&graded, 0..batch.len(), &logits, kl);
+    let (tokens, count, sequences) = (prm.len(), targets.labels.len(), batch.len() + 1);
+    let inputs = Inputs {
+        prm_log_probs: View::from_slice(prm, &[tokens]),
+        ref_log_probs: View::from_slice(reference, &[tokens]),
+        cu_seqlens: View::from_slice(&batch.cu_seqlens, &[sequences]),
+        targets: prm_loss::Targets {
+            labels: View::from_slice(&targets.labels, &[count]),
+            offsets: View::from_slice(&targets.offsets, &[count]),
+            weights: View::from_slice(&targets.weights, &[count]),
+            cu_targets: View::from_slice(&targets.cu_targets, &[sequences]),
+        },
+    };
+    let loss = targets.share * prm_loss::forward(inputs, targets.settings)?;
+    ensure!(loss.is_finite(), "the PRM loss is {loss}; the log-ratios or beta are too large");
+    Ok(loss)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,9 +315,15 @@ mod tests {
     const LOSS: Loss =
         Loss { name: PrmLoss::Dpo, beta: 0.5, margin: 0.25, desirable: 2.0, undesirable: 3.0 };
 
-    fn targets(name: PrmLoss, outcomes: &[f32], groups: &[Range<usize>]) -> Targets {
+    /// Targets of groups of these sizes, where the logit of response i is i.
+    fn targets(name: PrmLoss, outcomes: &[f32], sizes: &[usize]) -> Targets {
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        for size in sizes {
+            let start = groups.last().map_or(0, |group| group.end);
+            groups.push(start..start + size);
+        }
         let cu_seqlens: Vec<u32> = (0..=outcomes.len() as u32).map(|i| 2 * i).collect();
-        let batch = Graded { groups, outcomes, cu_seqlens: &cu_seqlens };
+        let batch = Graded { groups: &groups, outcomes, cu_seqlens: &cu_seqlens };
         let logits: Vec<f64> = (0..outcomes.len()).map(|i| i as f64).collect();
         Loss { name, ..LOSS }.targets(&batch, 0..outcomes.len(), &logits, 0.125)
     }
@@ -298,7 +337,7 @@ mod tests {
 
     #[test]
     fn detached_dpo_holds_a_response_against_the_mean_of_the_worse_or_better_ones() {
-        let made = targets(PrmLoss::Dpo, &[1.0, 0.0, 0.5, 0.0, 1.0], &[0..4, 4..5]);
+        let made = targets(PrmLoss::Dpo, &[1.0, 0.0, 0.5, 0.0, 1.0], &[4, 1]);
         assert_eq!(
             listed(&made),
             [
@@ -310,11 +349,11 @@ mod tests {
             ]
         );
         assert_eq!(made.settings.divisor, 5.0);
-        let made = targets(PrmLoss::BonAcc, &[1.0, 0.0, 0.5, 0.0], &[0..4]);
+        let made = targets(PrmLoss::BonAcc, &[1.0, 0.0, 0.5, 0.0], &[4]);
         // 4 (4/4)^3, 4 (2/4)^3, 4 (3/4)^3
         assert_eq!(made.weights, [4.0, 0.5, 1.6875, 0.5]);
         assert_eq!(made.settings.divisor, 1.0);
-        let made = targets(PrmLoss::BonRm, &[1.0, 0.0], &[0..2]);
+        let made = targets(PrmLoss::BonRm, &[1.0, 0.0], &[2]);
         assert_eq!(made.weights, [1.0, 2.0]);
     }
 
@@ -322,7 +361,7 @@ mod tests {
     fn each_right_response_is_paired_with_a_wrong_one_of_its_prompt_whatever_the_group() {
         let outcomes =
             [1.0, 0.0, 1.0, 1.0, 0.0, /**/ 1.0, 1.0, /**/ 0.0, /**/ 0.75, 0.25];
-        let made = targets(PrmLoss::DpoPairs, &outcomes, &[0..5, 5..7, 7..8, 8..10]);
+        let made = targets(PrmLoss::DpoPairs, &outcomes, &[5, 2, 1, 2]);
         assert_eq!(
             listed(&made),
             [
@@ -339,32 +378,32 @@ mod tests {
             ]
         );
         assert_eq!((made.settings.divisor, made.share), (4.0, 0.5));
-        let made = targets(PrmLoss::Nca, &[0.0, 1.0], std::slice::from_ref(&(0..2)));
+        let made = targets(PrmLoss::Nca, &[0.0, 1.0], &[2]);
         assert_eq!(listed(&made), [vec![[0.0, 0.0, 0.5]], vec![[2.0 / 3.0, 0.0, 1.5]]]);
-        let made = targets(PrmLoss::Nca, &[1.0, 1.0], std::slice::from_ref(&(0..2)));
+        let made = targets(PrmLoss::Nca, &[1.0, 1.0], &[2]);
         assert_eq!((listed(&made), made.settings.divisor), (vec![vec![], vec![]], 1.0));
     }
 
     #[test]
     fn a_partial_pass_rate_counts_for_both_labels() {
-        let made = targets(PrmLoss::Kto, &[1.0, 0.25], std::slice::from_ref(&(0..2)));
+        let made = targets(PrmLoss::Kto, &[1.0, 0.25], &[2]);
         assert_eq!(
             listed(&made),
             [vec![[1.0, 0.125, 2.0]], vec![[1.0, 0.125, 0.5], [0.0, 0.125, 2.25]]]
         );
         assert_eq!(made.settings.cost, Cost::Error);
-        let made = targets(PrmLoss::PrefixValue, &[0.0, 0.25], std::slice::from_ref(&(0..2)));
+        let made = targets(PrmLoss::PrefixValue, &[0.0, 0.25], &[2]);
         assert_eq!(
             listed(&made),
             [vec![[0.0, -0.25, 1.0]], vec![[1.0, 0.25, 0.25], [0.0, -0.25, 0.75]]]
         );
         assert_eq!((made.settings.over, made.settings.divisor), (Over::Prefixes, 4.0));
-        assert_eq!(targets(PrmLoss::Ce, &[0.25], &[0..1]).labels, [0.25]);
+        assert_eq!(targets(PrmLoss::Ce, &[0.25], &[1]).labels, [0.25]);
     }
 
     #[test]
     fn a_part_has_the_targets_of_its_responses() {
-        let made = targets(PrmLoss::DpoPairs, &[1.0, 0.0, 1.0, 1.0], std::slice::from_ref(&(0..4)));
+        let made = targets(PrmLoss::DpoPairs, &[1.0, 0.0, 1.0, 1.0], &[4]);
         let part = made.part(1..3);
         assert_eq!(listed(&part), listed(&made)[1..3]);
         assert_eq!(part.cu_targets, [0, 3, 4]);

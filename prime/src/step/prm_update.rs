@@ -66,7 +66,7 @@ impl<'a> Mismatched<'a> {
 
     /// KL of those that belong to a minibatch: beta times the mean of their sums of log-ratios under `engine`'s PRM and the reference, whose
     /// log-probabilities of all of them are given; at least 0, and 0 where there are none.
-    fn kl(
+    pub(crate) fn kl(
         &self,
         engine: &mut Engine,
         prm: &Learner,
