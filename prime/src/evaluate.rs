@@ -44,6 +44,8 @@ pub struct Graded {
     pub finished: Vec<bool>,
     /// What the model wrote.
     pub texts: Vec<String>,
+    /// The same in tokens, with the one that ended it.
+    pub tokens: Vec<Vec<u32>>,
 }
 
 /// Draws and grades samples of held-out problems. Returns them with the number of problems left out because their prompts were too long.
@@ -85,6 +87,7 @@ pub fn evaluate(
             lengths: Vec::with_capacity(completions.len()),
             finished: Vec::with_capacity(completions.len()),
             texts: Vec::with_capacity(completions.len()),
+            tokens: Vec::with_capacity(completions.len()),
         };
         for completion in completions {
             let finished = completion.finish == Finish::Stop;
@@ -95,6 +98,7 @@ pub fn evaluate(
             entry.lengths.push(completion.tokens.len());
             entry.finished.push(finished);
             entry.texts.push(text);
+            entry.tokens.push(completion.tokens);
         }
         graded.push(entry);
     }
@@ -206,7 +210,7 @@ impl Summary {
 
 /// The unbiased estimate of the chance that at least one of k samples is right, from n of which c are
 /// (Chen et al., arXiv 2107.03374): 1 - C(n - c, k) / C(n, k). A score of at least 1/2 counts as right.
-fn pass_at(scores: &[f32], k: usize) -> f64 {
+pub(crate) fn pass_at(scores: &[f32], k: usize) -> f64 {
     let n = scores.len();
     let wrong = scores.iter().filter(|&&score| score < 0.5).count();
     if wrong < k {
@@ -217,7 +221,7 @@ fn pass_at(scores: &[f32], k: usize) -> f64 {
 
 /// The score of the answer that most of the first k samples gave; among equals, the one given first. Samples without an answer have no
 /// vote; without any vote the score is 0.
-fn majority_at(entry: &Graded, k: usize) -> f64 {
+pub(crate) fn majority_at(entry: &Graded, k: usize) -> f64 {
     let votes = |answer: &String| {
         entry.answers[..k].iter().flatten().filter(|other| *other == answer).count()
     };
@@ -248,6 +252,7 @@ mod tests {
             lengths: vec![2; scores.len()],
             finished: vec![true; scores.len()],
             texts: vec![String::new(); scores.len()],
+            tokens: vec![Vec::new(); scores.len()],
         }
     }
 

@@ -3,6 +3,7 @@
 //! [`trainer`] is the life of a step, each arrow of it a function of [`step`]; [`run`] is a whole run, from SFT to the
 //! final table.
 
+pub mod best_of;
 pub mod cli;
 pub mod config;
 pub mod data;
@@ -13,6 +14,7 @@ pub mod graders;
 pub mod metrics;
 pub mod order;
 pub mod prm;
+pub mod process_bench;
 pub mod prompts;
 pub mod replay;
 pub mod run;
@@ -20,6 +22,7 @@ pub mod score;
 pub mod setup;
 pub mod sft;
 pub mod step;
+pub mod steps;
 pub mod tasks;
 pub mod tensorboard;
 pub mod trainer;

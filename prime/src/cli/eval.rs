@@ -11,6 +11,7 @@ use prime_runtime::Device;
 use serde::Serialize;
 
 use super::files::{self, Output};
+use super::judge::{self, JudgeArgs, Ranking};
 use super::train::SettingsArgs;
 use super::values::{self, Precision, Truncation};
 use super::{Failure, in_pool, misuse, models};
@@ -34,11 +35,14 @@ Examples:
   prime eval --model runs/first
   prime eval --model runs/first/sft/policy --problems 500 --samples 8 --output graded.jsonl
   prime eval --model DIR --data gsm8k/test.jsonl --temperature 0 --max-new-tokens 256
-  prime eval --model DIR --data math.jsonl --prompt-field problem --grader math --chat")]
+  prime eval --model DIR --data math.jsonl --prompt-field problem --grader math --chat
+  prime eval --model DIR --split train --problems 2000 --samples 8 --output rollouts.jsonl
+  prime eval --model DIR --best-of 16 --prm PRM --ref DIR --separator ';'
+  prime eval --processbench gsm8k.json --prm PRM --ref DIR --separator '\n\n'")]
 pub(super) struct EvalArgs {
     /// Model folder (Hugging Face: config.json, safetensors, tokenizer.json), or a run's, whose newest policy is taken
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "processbench")]
+    model: Option<PathBuf>,
     /// Built-in task, or jsonl; may be repeated [default: the configuration's]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(tasks::NAMES))]
     task: Vec<String>,
@@ -88,7 +92,9 @@ pub(super) struct EvalArgs {
     /// What the model computes in [default: the configuration's, float32]
     #[arg(long, value_enum)]
     dtype: Option<Precision>,
-    /// Write each problem with its samples, scores and answers as JSON Lines
+    #[command(flatten)]
+    judge: JudgeArgs,
+    /// Write each problem with its samples, scores and answers as JSON Lines, which prime prm reads; of --processbench, each solution
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Print the figures as JSON, a line a task
@@ -137,7 +143,7 @@ impl EvalArgs {
         }
         let or = |flag: Option<u32>, value: usize| flag.map_or(value, |flag| flag as usize);
         config.eval.problems = or(self.problems, config.eval.problems);
-        config.eval.samples = or(self.samples, config.eval.samples);
+        config.eval.samples = or(self.samples.or(self.judge.best_of), config.eval.samples);
         config.eval.temperature = self.temperature.unwrap_or(config.eval.temperature);
         config.rollout.max_new_tokens = or(self.max_new_tokens, config.rollout.max_new_tokens);
         config.seed = self.seed.unwrap_or(config.seed);
@@ -169,7 +175,12 @@ pub(super) fn run(args: EvalArgs, threads: Option<usize>) -> Result<(), Failure>
 }
 
 fn evaluate_tasks(args: &EvalArgs, mut config: Config) -> Result<()> {
-    let folder = models::of_run_or_itself(&args.model)?;
+    if let Some(file) = &args.judge.processbench {
+        let output = args.output.as_deref();
+        return judge::process_bench(&args.judge, &config, file, output, args.json);
+    }
+    let model = args.model.as_ref().context("--model is missing")?;
+    let folder = models::of_run_or_itself(model)?;
     let tokenizer = models::tokenizer(&folder)?;
     let mut details = args.output.as_deref().map(Output::create).transpose()?;
     let model = models::load(&folder, &tokenizer, config.device(), config.dtype())?;
@@ -181,10 +192,17 @@ fn evaluate_tasks(args: &EvalArgs, mut config: Config) -> Result<()> {
     );
     config.rollout.max_prompt_tokens = most - max_new_tokens;
     let mut text = String::new();
+    let split = match args.split {
+        SplitName::HeldOut => Split::HeldOut,
+        SplitName::Train => Split::Train,
+    };
     for task in args.tasks(&config) {
         config.task.name = task;
         let prompts = setup::prompts(&config, Some(&folder))?;
-        let (report, graded) = evaluate_task(args, &config, &model, &prompts)?;
+        let (mut report, graded) = evaluate_task(args, &config, &model, &prompts)?;
+        if args.judge.best_of.is_some() {
+            report.best_of = judge::rankings(&args.judge, &config, &prompts, split, &graded)?;
+        }
         if let Some(details) = &mut details {
             for graded in &graded {
                 details.line(&Detail::of(&report, &prompts, graded)?)?;
@@ -245,6 +263,7 @@ fn evaluate_task(
         temperature: settings.sampling.temperature,
         max_new_tokens: settings.max_new_tokens,
         seed: config.seed,
+        best_of: Vec::new(),
         left_out,
         summary: Summary::of(&graded, config.seed),
     };
@@ -259,6 +278,8 @@ struct Report {
     temperature: f32,
     max_new_tokens: usize,
     seed: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    best_of: Vec<Ranking>,
     /// Problems whose prompts were too long.
     left_out: usize,
     #[serde(flatten)]
@@ -311,6 +332,9 @@ impl fmt::Display for Report {
             };
             let levels: Vec<String> = self.summary.levels.iter().map(level).collect();
             writeln!(f, "by level: {}", levels.join(", "))?;
+        }
+        for ranking in &self.best_of {
+            write!(f, "{ranking}")?;
         }
         Ok(())
     }

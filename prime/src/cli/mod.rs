@@ -8,6 +8,7 @@ mod eval;
 mod files;
 mod generate;
 mod grade;
+mod judge;
 mod measure;
 mod models;
 mod plan;
@@ -53,7 +54,7 @@ enum Command {
     Train(train::TrainArgs),
     Sft(sft::SftArgs),
     Prm(prm::PrmArgs),
-    Eval(eval::EvalArgs),
+    Eval(Box<eval::EvalArgs>),
     Generate(generate::GenerateArgs),
     Score(score::ScoreArgs),
     Grade(grade::GradeArgs),
@@ -135,7 +136,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Train(args) => train::run(args, threads),
         Command::Sft(args) => sft::run(args, threads),
         Command::Prm(args) => prm::run(args, threads),
-        Command::Eval(args) => eval::run(args, threads),
+        Command::Eval(args) => eval::run(*args, threads),
         Command::Generate(args) => in_pool(threads, || generate::run(&args)),
         Command::Score(args) => in_pool(threads, || score::run(&args)),
         Command::Grade(args) => grade::run(&args),

@@ -62,6 +62,25 @@ pub(super) fn of_run_or_itself(folder: &Path) -> Result<PathBuf> {
     Ok(folder.to_path_buf())
 }
 
+/// The PRM that `folder` means: itself, or that of the folder of a run, offline or not.
+pub(super) fn prm_of_run_or_itself(folder: &Path) -> Result<PathBuf> {
+    if folder.is_dir() && !folder.join("config.json").exists() {
+        let mut places = vec![folder.to_path_buf()];
+        let checkpoints = folder.join("checkpoints");
+        if checkpoints.is_dir() {
+            let latest = prime_runtime::checkpoint::latest(&checkpoints)
+                .with_context(|| format!("cannot look through {}", checkpoints.display()))?;
+            places.extend(latest);
+        }
+        let mut prms = places.into_iter().map(|place| place.join("prm"));
+        if let Some(prm) = prms.find(|prm| prm.join("config.json").exists()) {
+            super::say(&format!("the PRM is {}", prm.display()));
+            return Ok(prm);
+        }
+    }
+    Ok(folder.to_path_buf())
+}
+
 /// The newest policy of a run's folder or of a checkpoint, where it is one.
 fn newest_policy(folder: &Path) -> Result<Option<PathBuf>> {
     let mut places = vec![folder.join("sft"), folder.to_path_buf()];

@@ -14,6 +14,7 @@ use super::values::{self, Precision};
 use super::{Failure, models};
 use crate::graders::text_field;
 use crate::score::{PASS_TOKENS, Scorer, Scores, Sequence};
+use crate::steps::{encode_steps, prefix_values, step_rewards};
 
 /// Score given text: log-probability of every token, entropy, and implicit process rewards
 ///
@@ -27,12 +28,17 @@ use crate::score::{PASS_TOKENS, Scorer, Scores, Sequence};
 ///
 /// With --prm, `process_rewards` are beta * (log-probability under the PRM - log-probability under the reference) of each scored
 /// token, and `outcome_probability` is the sigmoid of their sum: how likely the PRM holds the response to be right.
+///
+/// With --steps, a response is cut into steps: behind each --separator, or as the list `steps` of a line {"prompt", "steps"} gives them.
+/// `step_ends` is the number of response tokens up to the end of each step, `step_rewards` the sum of each step's process rewards, and
+/// `prefix_values` the sum of all steps' rewards up to each.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   echo '{\"text\": \"12 + 7 = 19\"}' | prime score --model DIR --input - --output -
   prime score --model DIR --input solutions.jsonl --output scored.jsonl
-  prime score --model DIR --prm PRM --ref SFT --beta 0.05 --input solutions.jsonl --output -")]
+  prime score --model DIR --prm PRM --ref SFT --beta 0.05 --input solutions.jsonl --output -
+  prime score --model SFT --prm PRM --steps --separator ';' --input solutions.jsonl --output -")]
 pub(super) struct ScoreArgs {
     /// Model folder (Hugging Face: config.json, safetensors, tokenizer.json), or a run's, whose newest policy is taken
     #[arg(long, value_name = "DIR")]
@@ -46,6 +52,12 @@ pub(super) struct ScoreArgs {
     /// Scale of the process rewards, as the PRM was trained with
     #[arg(long, value_name = "F", default_value = "0.05", requires = "prm", allow_negative_numbers = true, value_parser = values::beta)]
     beta: f64,
+    /// Score the steps of responses too
+    #[arg(long, requires = "prm")]
+    steps: bool,
+    /// The text that ends a step, joins the steps of a list, and belongs to the step before it; \n is a new line, and empty makes every token a step
+    #[arg(long, value_name = "TEXT", default_value = "\\n", requires = "steps", allow_hyphen_values = true, value_parser = values::separator)]
+    separator: String,
     /// JSON Lines to score; - reads standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
@@ -64,8 +76,16 @@ pub(super) struct ScoreArgs {
 }
 
 /// The fields that a line gets; older values of these names are replaced.
-const ADDED: [&str; 5] =
-    ["token_ids", "log_probs", "entropy", "process_rewards", "outcome_probability"];
+const ADDED: [&str; 8] = [
+    "token_ids",
+    "log_probs",
+    "entropy",
+    "process_rewards",
+    "outcome_probability",
+    "step_ends",
+    "step_rewards",
+    "prefix_values",
+];
 
 #[derive(Serialize)]
 struct Scored<'a> {
@@ -82,6 +102,21 @@ struct Scored<'a> {
 struct Reward {
     process_rewards: Vec<f32>,
     outcome_probability: f64,
+    #[serde(flatten)]
+    steps: Option<StepScores>,
+}
+
+#[derive(Serialize)]
+struct StepScores {
+    step_ends: Vec<usize>,
+    step_rewards: Vec<f64>,
+    prefix_values: Vec<f64>,
+}
+
+/// A line's tokens, and where the steps of its response end, where they are asked for.
+struct Asked {
+    sequence: Sequence,
+    step_ends: Option<Vec<usize>>,
 }
 
 /// The models of one call.
@@ -90,6 +125,8 @@ struct Models {
     policy: Scorer,
     temperature: f32,
     prm: Option<Prm>,
+    /// Where steps are scored.
+    separator: Option<String>,
 }
 
 struct Prm {
@@ -107,9 +144,9 @@ pub(super) fn run(args: &ScoreArgs) -> Result<(), Failure> {
         let (mut batch, mut tokens) = (Vec::new(), 0);
         while tokens < 2 * PASS_TOKENS {
             let Some(line) = lines.next().transpose()? else { break };
-            let sequence = models.sequence(&line).with_context(|| at_line(line.number))?;
-            tokens += sequence.tokens.len();
-            batch.push((line, sequence));
+            let asked = models.asked(&line).with_context(|| at_line(line.number))?;
+            tokens += asked.sequence.tokens.len();
+            batch.push((line, asked));
         }
         if batch.is_empty() {
             break;
@@ -133,21 +170,32 @@ impl Models {
         let prm = match &args.prm {
             None => None,
             Some(prm) => Some(Prm {
-                scorer: other(prm)?,
+                scorer: other(&models::prm_of_run_or_itself(prm)?)?,
                 reference: args.reference.as_ref().map(other).transpose()?,
                 beta: args.beta,
             }),
         };
-        Ok(Models { tokenizer, policy, temperature: args.temperature, prm })
+        let separator = args.steps.then(|| args.separator.clone());
+        Ok(Models { tokenizer, policy, temperature: args.temperature, prm, separator })
     }
 
     /// What a line asks to score.
-    fn sequence(&self, line: &Line) -> Result<Sequence> {
+    fn asked(&self, line: &Line) -> Result<Asked> {
         let fields = &line.fields;
         let has = |name: &str| fields.contains_key(name);
         if has("text") && (has("prompt") || has("response")) {
             bail!(
                 "the line has both `text` and `prompt` or `response`: give `text` alone, or `prompt` and `response`"
+            );
+        }
+        let (mut listed, mut step_ends) = (None, None);
+        if let Some(separator) = &self.separator {
+            if has("steps") {
+                listed = Some(encode_steps(&self.tokenizer, &steps(fields)?, separator)?);
+            }
+            ensure!(
+                has("prompt"),
+                "there is no field \"prompt\": --steps scores {{\"prompt\", \"response\"}} or {{\"prompt\", \"steps\"}}"
             );
         }
         let sequence = if has("prompt") || has("response") {
@@ -156,7 +204,16 @@ impl Models {
                 !prompt.is_empty(),
                 "the prompt is empty: the response's first token needs something before it"
             );
-            let response = self.tokenizer.encode(&text_field(fields, "response")?, false)?;
+            let response = match listed {
+                Some((response, ends)) => {
+                    step_ends = Some(ends);
+                    response
+                }
+                None => self.tokenizer.encode(&text_field(fields, "response")?, false)?,
+            };
+            if let (Some(separator), None) = (&self.separator, &step_ends) {
+                step_ends = Some(crate::steps::step_ends(&self.tokenizer, &response, separator)?);
+            }
             Sequence::response(prompt, &response)
         } else {
             let tokens = self.tokenizer.encode(&text_field(fields, "text")?, true)?;
@@ -167,11 +224,13 @@ impl Models {
         for scorer in others.flatten().chain([&self.policy]) {
             models::check_length(sequence.tokens.len(), &scorer.model().config)?;
         }
-        Ok(sequence)
+        Ok(Asked { sequence, step_ends })
     }
 
-    fn score(&mut self, batch: Vec<(Line, Sequence)>, output: &mut Output) -> Result<()> {
-        let (lines, sequences): (Vec<Line>, Vec<Sequence>) = batch.into_iter().unzip();
+    fn score(&mut self, batch: Vec<(Line, Asked)>, output: &mut Output) -> Result<()> {
+        let (lines, asked): (Vec<Line>, Vec<Asked>) = batch.into_iter().unzip();
+        let (sequences, step_ends): (Vec<Sequence>, Vec<Option<Vec<usize>>>) =
+            asked.into_iter().map(|asked| (asked.sequence, asked.step_ends)).unzip();
         let scores = self.policy.score(&sequences, self.temperature)?;
         let rewards = match &mut self.prm {
             None => lines.iter().map(|_| None).collect(),
@@ -184,7 +243,10 @@ impl Models {
                 };
                 let pairs = under_prm.iter().zip(&under_reference);
                 pairs
-                    .map(|(prm_scores, reference)| Some(reward(prm_scores, reference, prm.beta)))
+                    .zip(step_ends)
+                    .map(|((prm_scores, reference), ends)| {
+                        Some(reward(prm_scores, reference, prm.beta, ends))
+                    })
                     .collect::<Vec<_>>()
             }
         };
@@ -208,7 +270,7 @@ impl Models {
 }
 
 /// The implicit process rewards of scored tokens, and what their sum says of the outcome.
-fn reward(prm: &Scores, reference: &Scores, beta: f64) -> Reward {
+fn reward(prm: &Scores, reference: &Scores, beta: f64, step_ends: Option<Vec<usize>>) -> Reward {
     let rewards: Vec<f64> = prm
         .log_probs
         .iter()
@@ -216,10 +278,29 @@ fn reward(prm: &Scores, reference: &Scores, beta: f64) -> Reward {
         .map(|(&prm, &reference)| beta * (f64::from(prm) - f64::from(reference)))
         .collect();
     let sum: f64 = rewards.iter().sum();
+    let steps = step_ends.map(|step_ends| {
+        let step_rewards = step_rewards(&rewards, &step_ends);
+        StepScores { prefix_values: prefix_values(&step_rewards), step_ends, step_rewards }
+    });
     Reward {
+        steps,
         process_rewards: rewards.iter().map(|&x| x as f32).collect(),
         outcome_probability: 1.0 / (1.0 + (-sum).exp()),
     }
+}
+
+/// The list `steps` of a line.
+fn steps(fields: &Map<String, Value>) -> Result<Vec<String>> {
+    let Some(Value::Array(steps)) = fields.get("steps") else {
+        bail!("the field \"steps\" is not a list")
+    };
+    let text = |(k, step): (usize, &Value)| match step {
+        Value::String(text) if !text.is_empty() => Ok(text.clone()),
+        _ => bail!("steps[{k}] is not text, or empty"),
+    };
+    let steps: Vec<String> = steps.iter().enumerate().map(text).collect::<Result<_>>()?;
+    ensure!(!steps.is_empty(), "the list \"steps\" is empty");
+    Ok(steps)
 }
 
 fn check_finite(scores: &Scores, reward: Option<&Reward>) -> Result<()> {
@@ -238,10 +319,15 @@ mod tests {
     #[test]
     fn a_reward_is_the_scaled_log_ratio_and_its_sum_a_probability() {
         let scores = |log_probs: &[f32]| Scores { log_probs: log_probs.to_vec(), entropy: vec![] };
-        let reward = reward(&scores(&[-1.0, -0.5]), &scores(&[-3.0, -1.0]), 2.0);
+        let reward = reward(&scores(&[-1.0, -0.5]), &scores(&[-3.0, -1.0]), 2.0, Some(vec![1, 2]));
+        let steps = reward.steps.as_ref().unwrap();
+        assert_eq!(
+            (&steps.step_rewards[..], &steps.prefix_values[..]),
+            (&[4.0, 1.0][..], &[4.0, 5.0][..])
+        );
         assert_eq!(reward.process_rewards, [4.0, 1.0]);
         // sigmoid(5)
         assert!((reward.outcome_probability - 0.993_307_149_075_715).abs() < 1e-15);
-        assert_eq!(super::reward(&scores(&[]), &scores(&[]), 2.0).outcome_probability, 0.5);
+        assert_eq!(super::reward(&scores(&[]), &scores(&[]), 2.0, None).outcome_probability, 0.5);
     }
 }

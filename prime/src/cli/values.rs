@@ -75,6 +75,11 @@ pub(super) fn positive_temperature(text: &str) -> Result<f32, String> {
     within(text, 1e-3, 100.0)
 }
 
+/// A text that ends steps, in which \n is a new line and \t a tab.
+pub(super) fn separator(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(text.replace("\\n", "\n").replace("\\t", "\t"))
+}
+
 /// The scale of a log-ratio.
 pub(super) fn beta(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "it is not a number".to_string())?;

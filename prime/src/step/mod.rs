@@ -72,6 +72,8 @@ macro_rules! named {
     };
 }
 
+pub(crate) use named;
+
 use prime_model::Upload;
 use prime_runtime::{DType, Tensor};
 
