@@ -1,23 +1,22 @@
-//! Graded responses from files of JSON Lines: what an implicit PRM is trained on offline.
+//! Graded responses from files of JSON Lines, JSON or Parquet: what an implicit PRM is trained on offline.
 //!
-//! A line is one of
+//! A row is one of
 //! - `{"prompt", "response", "outcome"}`: a response;
 //! - `{"prompt", "completions": [...], "correctness": [...]}`: the responses to a prompt (the columns of the implicit PRM's rollouts);
 //! - `{"prompt", "texts": [...], "scores": [...]}`: the same, as `prime eval --output` writes them;
 //! - `{"prompt_token_ids", "token_ids", "outcome"}`: a rollout that a run recorded.
 //!
 //! Outcomes are numbers from 0 to 1, or true and false. `finished` (of a response, or a list) says whether it ended by itself: it then ends with
-//! the tokenizer's end-of-text token; it is true where it is missing. Lines of one prompt are a group, wherever they stand.
+//! the tokenizer's end-of-text token; it is true where it is missing. Rows of one prompt are a group, wherever they stand.
 
 use std::collections::HashMap;
-use std::io::BufRead;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use prime_model::{ChatTemplate, Message, Tokenizer};
 use serde_json::{Map, Value};
 
-use crate::graders::{parse_object, text_field};
+use crate::data::{self, Row};
 use crate::step::{Response, Rollouts};
 
 /// The graded responses to one prompt.
@@ -53,21 +52,14 @@ pub struct GradedFile {
 /// Reads files, one after the other.
 ///
 /// # Errors
-/// When a line cannot be used; it is named.
+/// When a row cannot be used; it is named.
 pub fn read(paths: &[impl AsRef<Path>], encoder: &Encoder<'_>) -> Result<GradedFile> {
     let mut read = GradedFile::default();
     let mut places = HashMap::new();
     for path in paths {
-        let path = path.as_ref();
-        let shown = path.display();
-        let file = std::fs::File::open(path).with_context(|| format!("cannot read {shown}"))?;
-        for (index, line) in std::io::BufReader::new(file).split(b'\n').enumerate() {
-            let line = line.with_context(|| format!("cannot read {shown}"))?;
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            let entry =
-                encoder.entry(&line).with_context(|| format!("line {} of {shown}", index + 1))?;
+        for row in data::rows(path)? {
+            let row = row?;
+            let entry = row.checked(encoder.entry(&row))?;
             let place = *places.entry(entry.text.clone()).or_insert_with(|| {
                 read.prompts.push(GradedPrompt { responses: Vec::new(), ..entry.clone() });
                 read.prompts.len() - 1
@@ -87,12 +79,12 @@ pub fn read(paths: &[impl AsRef<Path>], encoder: &Encoder<'_>) -> Result<GradedF
 }
 
 impl Encoder<'_> {
-    fn entry(&self, line: &[u8]) -> Result<GradedPrompt> {
-        let fields = parse_object(line)?;
+    fn entry(&self, row: &Row) -> Result<GradedPrompt> {
+        let fields = &row.fields;
         if fields.contains_key("token_ids") {
-            return self.recorded(&fields);
+            return self.recorded(row);
         }
-        let text = text_field(&fields, "prompt")?;
+        let text = row.text("prompt")?;
         let prompt = match self.chat {
             None => self.tokenizer.encode(&text, true)?,
             Some(chat) => {
@@ -105,16 +97,15 @@ impl Encoder<'_> {
             .into_iter()
             .find(|(texts, _)| fields.contains_key(*texts));
         let Some((texts, scores)) = list else {
-            let response =
-                self.response(&text_field(&fields, "response")?, finished(&fields, None)?)?;
-            let outcome = fields.get("outcome").context("the field \"outcome\" is missing")?;
+            let response = self.response(&row.text("response")?, finished(fields, None)?)?;
+            let outcome = row.get("outcome")?;
             return Ok(GradedPrompt {
                 text,
                 prompt,
                 responses: vec![(response, number("outcome", outcome)?)],
             });
         };
-        let (written, graded) = (array(&fields, texts)?, array(&fields, scores)?);
+        let (written, graded) = (row.list(texts)?, row.list(scores)?);
         ensure!(
             written.len() == graded.len(),
             "{texts} has {} responses and {scores} {} outcomes",
@@ -124,16 +115,16 @@ impl Encoder<'_> {
         let mut responses = Vec::with_capacity(written.len());
         for (i, (response, outcome)) in written.iter().zip(graded).enumerate() {
             let Value::String(response) = response else { bail!("{texts}[{i}] is not text") };
-            let response = self.response(response, finished(&fields, Some(i))?)?;
+            let response = self.response(response, finished(fields, Some(i))?)?;
             responses.push((response, number(&format!("{scores}[{i}]"), outcome)?));
         }
         Ok(GradedPrompt { text, prompt, responses })
     }
 
-    fn recorded(&self, fields: &Map<String, Value>) -> Result<GradedPrompt> {
+    fn recorded(&self, row: &Row) -> Result<GradedPrompt> {
         let tokens = |name: &str| -> Result<Vec<u32>> {
             let vocabulary = self.tokenizer.vocab_size();
-            array(fields, name)?
+            row.list(name)?
                 .iter()
                 .enumerate()
                 .map(|(t, value)| {
@@ -148,7 +139,7 @@ impl Encoder<'_> {
         let (prompt, response) = (tokens("prompt_token_ids")?, tokens("token_ids")?);
         ensure!(!prompt.is_empty(), "the prompt is empty");
         let text = self.tokenizer.decode(&prompt, true)?;
-        let outcome = fields.get("outcome").context("the field \"outcome\" is missing")?;
+        let outcome = row.get("outcome")?;
         Ok(GradedPrompt { text, prompt, responses: vec![(response, number("outcome", outcome)?)] })
     }
 
@@ -160,14 +151,6 @@ impl Encoder<'_> {
             tokens.push(eos);
         }
         Ok(tokens)
-    }
-}
-
-fn array<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<&'a Vec<Value>> {
-    match fields.get(name) {
-        Some(Value::Array(values)) => Ok(values),
-        Some(_) => bail!("the field {name:?} is not a list"),
-        None => bail!("the field {name:?} is missing"),
     }
 }
 
@@ -269,17 +252,17 @@ mod tests {
     fn a_line_that_cannot_be_used_is_named_with_what_is_wrong() {
         for (line, expected) in [
             (r#"{"response":"2","outcome":1}"#, "no field \"prompt\""),
-            (r#"{"prompt":"1","response":"2"}"#, "the field \"outcome\" is missing"),
+            (r#"{"prompt":"1","response":"2"}"#, "no field \"outcome\""),
             (r#"{"prompt":"1","response":"2","outcome":2}"#, "outcome is 2; it must be a number"),
             (r#"{"prompt":"1","completions":["2"],"correctness":[]}"#, "completions has 1"),
             (r#"{"prompt":"1","completions":[2],"correctness":[1]}"#, "completions[0] is not text"),
-            (r#"{"prompt":"1","texts":["2"]}"#, "the field \"scores\" is missing"),
+            (r#"{"prompt":"1","texts":["2"]}"#, "no field \"scores\""),
             (r#"{"prompt_token_ids":[1],"token_ids":[99],"outcome":1}"#, "token_ids[0] is 99"),
-            (r#"{"token_ids":[1],"outcome":1}"#, "the field \"prompt_token_ids\" is missing"),
+            (r#"{"token_ids":[1],"outcome":1}"#, "no field \"prompt_token_ids\""),
             ("[1]", "must be a JSON object"),
         ] {
             let message = format!("{:#}", read_text(&format!("\n{line}"), 64).unwrap_err());
-            assert!(message.starts_with("line 2 of ") && message.contains(expected), "{message}");
+            assert!(message.contains(", line 2: ") && message.contains(expected), "{message}");
         }
     }
 }

@@ -5,10 +5,12 @@
 //! of the solutions, by a hash of their ids, and F1 is reported on the other (arXiv 2412.06559; arXiv 2412.01981's evaluation chooses it on
 //! another data set).
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use serde_json::Value;
 
+use crate::data::{self, Row};
 use crate::step::named;
 use crate::steps::{prefix_values, step_rewards};
 use crate::tasks::Split;
@@ -55,36 +57,23 @@ pub struct Found {
     pub f1: f64,
 }
 
-/// Reads solutions: a JSON list, or JSON Lines, of `id`, `problem`, `steps` and `label` (-1: no step is wrong).
+/// Reads solutions: `id`, `problem`, `steps` and `label` (-1: no step is wrong), as a JSON list, JSON Lines or Parquet.
 ///
 /// # Errors
 /// When an entry cannot be used; it is named.
-pub fn read(text: &str) -> Result<Vec<Solution>> {
-    let entries: Vec<Value> = if text.trim_start().starts_with('[') {
-        serde_json::from_str(text).context("not a JSON list of solutions")?
-    } else {
-        text.lines()
-            .enumerate()
-            .filter(|(_, line)| !line.trim().is_empty())
-            .map(|(i, line)| {
-                serde_json::from_str(line).with_context(|| format!("line {} is not JSON", i + 1))
-            })
-            .collect::<Result<_>>()?
-    };
-    ensure!(!entries.is_empty(), "there are no solutions");
-    let solution = |(i, entry): (usize, &Value)| {
-        solution(entry, i).with_context(|| format!("solution {}", i + 1))
-    };
-    entries.iter().enumerate().map(solution).collect()
+pub fn read(path: &Path) -> Result<Vec<Solution>> {
+    let mut solutions = Vec::new();
+    for row in data::rows(path)? {
+        let row = row?;
+        solutions.push(row.checked(solution(&row, solutions.len()))?);
+    }
+    ensure!(!solutions.is_empty(), "{} has no solutions", path.display());
+    Ok(solutions)
 }
 
-fn solution(entry: &Value, index: usize) -> Result<Solution> {
-    let text = |name: &str| -> Result<String> {
-        let text = entry[name].as_str().with_context(|| format!("the field {name:?} is not text"));
-        Ok(text?.to_string())
-    };
-    let steps = entry["steps"].as_array().context("the field \"steps\" is not a list")?;
-    let steps: Vec<String> = steps
+fn solution(row: &Row, index: usize) -> Result<Solution> {
+    let steps: Vec<String> = row
+        .list("steps")?
         .iter()
         .enumerate()
         .map(|(k, step)| {
@@ -93,7 +82,7 @@ fn solution(entry: &Value, index: usize) -> Result<Solution> {
         })
         .collect::<Result<_>>()?;
     ensure!(!steps.is_empty(), "it has no steps");
-    let label = entry["label"].as_i64().context("the field \"label\" is not a whole number")?;
+    let label = row.get("label")?.as_i64().context("the field \"label\" is not a whole number")?;
     let first_wrong = match label {
         -1 => None,
         label => match usize::try_from(label).ok().filter(|&label| label < steps.len()) {
@@ -103,12 +92,8 @@ fn solution(entry: &Value, index: usize) -> Result<Solution> {
             }
         },
     };
-    let id = match &entry["id"] {
-        Value::String(id) => id.clone(),
-        Value::Null => index.to_string(),
-        other => other.to_string(),
-    };
-    Ok(Solution { id, problem: text("problem")?, steps, first_wrong })
+    let id = if row.fields.contains_key("id") { row.text("id")? } else { index.to_string() };
+    Ok(Solution { id, problem: row.text("problem")?, steps, first_wrong })
 }
 
 impl Signal {
@@ -257,6 +242,11 @@ mod tests {
 
     #[test]
     fn solutions_are_read_from_a_list_or_from_lines_and_a_wrong_one_is_named() {
+        let read = |text: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            super::read(file.path())
+        };
         let entry = r#"{"id":"a","problem":"p","steps":["x","y"],"label":1}"#;
         let listed = read(&format!("[{entry}]")).unwrap();
         assert_eq!(listed, read(&format!("{entry}\n\n")).unwrap());
@@ -266,12 +256,12 @@ mod tests {
             ("\"label\":1", "\"label\":null", "\"label\" is not a whole number"),
             ("[\"x\",\"y\"]", "[]", "it has no steps"),
             ("[\"x\",\"y\"]", "[\"x\",3]", "steps[1] is not text"),
-            ("\"problem\":\"p\",", "", "\"problem\" is not text"),
+            ("\"problem\":\"p\",", "", "no field \"problem\""),
         ] {
             let message = format!("{:#}", read(&entry.replace(from, to)).unwrap_err());
-            assert!(message.starts_with("solution 1: ") && message.contains(expected), "{message}");
+            assert!(message.contains(", line 1: ") && message.contains(expected), "{message}");
         }
-        assert!(read("[]").unwrap_err().to_string().contains("no solutions"));
+        assert!(read("[]").unwrap_err().to_string().contains("has no solutions"));
     }
 
     #[test]

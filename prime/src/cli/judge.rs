@@ -212,8 +212,7 @@ pub(super) fn process_bench(
     json: bool,
 ) -> Result<()> {
     let shown = file.display();
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
-    let solutions = process_bench::read(&text).with_context(|| format!("{shown}"))?;
+    let solutions = process_bench::read(file)?;
     let mut details = output.map(Output::create).transpose()?;
     let mut printed = String::new();
     for prm in &args.prm {
@@ -226,7 +225,7 @@ pub(super) fn process_bench(
         for (i, solution) in solutions.iter().enumerate() {
             let prompt = match &chat {
                 None => {
-                    let template = &config.task.jsonl.template;
+                    let template = &config.task.jsonl.source.template;
                     tokenizer.encode(&template.replace("{prompt}", &solution.problem), true)?
                 }
                 Some(chat) => {
