@@ -15,9 +15,10 @@ use support::{fixture, floats, numbers, prime, prime_in, qwen2, repository, tole
 fn every_command_explains_itself_with_an_example() {
     let help = prime(&["--help"], "").expect(0).out;
     assert!(help.contains("A first session"), "{help}");
-    for command in
-        ["train", "sft", "eval", "generate", "score", "grade", "replay", "data", "plan", "doctor"]
-    {
+    for command in [
+        "train", "sft", "prm", "eval", "generate", "score", "grade", "replay", "data", "plan",
+        "doctor",
+    ] {
         assert!(help.contains(command));
         let ran = prime(&[command, "--help"], "").expect(0);
         assert!(ran.out.contains("Example") && ran.err.is_empty(), "{command}: {}", ran.out);

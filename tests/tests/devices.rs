@@ -110,6 +110,29 @@ fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f64) {
 }
 
 #[test]
+fn the_prm_learns_on_the_emulated_device_as_on_the_host_by_losses_of_every_kind() {
+    let data = tempfile::tempdir().unwrap();
+    // Targets of other responses, targets of a KL with another cost, targets of prefixes.
+    for loss in ["prm.loss=dpo-pairs", "prm.loss=kto", "prm.loss=prefix-value"] {
+        let settings = [loss, "prm.minibatches=2"];
+        let expected = step(Device::Cpu, data.path(), &settings);
+        let actual = step(Device::Emulated, data.path(), &settings);
+        assert_eq!(actual.batch.tokens, expected.batch.tokens, "{loss}");
+        let tolerance = tolerance(&expected.model, expected.config.rollout.max_prompt_tokens + 5);
+        let moved = |i: usize| (f64::from(expected.prm[i]) - f64::from(expected.start[i])).abs();
+        let most = (0..expected.prm.len()).map(moved).fold(0.0, f64::max);
+        assert!(most > 0.0, "{loss} moves nothing");
+        // As below; of two updates the second begins where the first left the weights.
+        let allowed = 2.0 * 4.0 * tolerance * most + 2.0 * 2f64.powi(-24);
+        assert_close(loss, &actual.prm, &expected.prm, allowed);
+        let (name, wanted) = expected.numbers[0];
+        let value = actual.numbers[0].1;
+        let allowed = 4.0 * tolerance * wanted.abs().max(1.0);
+        assert!((value - wanted).abs() <= allowed, "{loss}: {name} is {value}, expected {wanted}");
+    }
+}
+
+#[test]
 fn a_prime_step_on_the_emulated_device_is_that_of_the_host() {
     let data = tempfile::tempdir().unwrap();
     let expected = step(Device::Cpu, data.path(), &[]);

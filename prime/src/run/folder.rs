@@ -8,6 +8,7 @@
 //! sft/                        the model after SFT
 //! checkpoints/step-N/         policy, prm, critic, trainer
 //! checkpoints/best/           the best policy evaluated, and its evaluation
+//! prm/                        of `prime prm`: the PRM when it is complete
 //! outcome-only/checkpoints/   of the run that PRIME is compared with
 //! rollouts/                   a file a recorded step, as `prime replay` reads it
 //! result.json                 the final table

@@ -217,28 +217,25 @@ pub fn prm(config: &Config, folder: &mut RunFolder) -> Result<End> {
     }
     progress.finish();
     let done = folder.path().join("prm");
-    // A training that was complete is not evaluated and saved again, but for what a kill left undone.
-    let was_complete = done.is_dir();
-    let last =
-        if was_complete { offline_metrics(&mut offline)? } else { evaluate(&mut offline, folder)? };
-    evaluations.extend(last);
-    if !was_complete {
+    evaluations.extend(evaluate(&mut offline, folder)?);
+    if !done.is_dir() {
         save(&offline, folder, config)?;
         folder.save("", "prm", 0, |path| offline.save_model(path))?;
     }
     Ok(End::Complete(Report { folder: done, evaluations }))
 }
 
-fn offline_metrics(offline: &mut Offline) -> Result<Option<Metrics>> {
-    offline.evaluates().then(|| offline.evaluate()).transpose()
-}
-
+/// Evaluates where something is held out, and records it unless an earlier part of this run did.
 fn evaluate(offline: &mut Offline, folder: &mut RunFolder) -> Result<Option<Metrics>> {
-    let metrics = offline_metrics(offline)?;
-    if let Some(metrics) = &metrics {
-        folder.record(metrics)?;
+    if !offline.evaluates() {
+        return Ok(None);
     }
-    Ok(metrics)
+    let metrics = offline.evaluate()?;
+    let step = offline.steps();
+    if !folder.recorded()?.iter().any(|line| line["stage"] == "eval" && line["step"] == step) {
+        folder.record(&metrics)?;
+    }
+    Ok(Some(metrics))
 }
 
 fn save(offline: &Offline, folder: &mut RunFolder, config: &Config) -> Result<PathBuf> {
