@@ -689,6 +689,39 @@ mod tests {
     }
 
     #[test]
+    fn a_source_of_a_mix_takes_what_it_does_not_say_from_the_section_but_for_its_files() {
+        let text = r#"
+[task.jsonl]
+train = "own.jsonl"
+template = "Q {prompt}"
+grader = "math"
+[[task.jsonl.mix]]
+train = "a.parquet"
+weight = 2
+[[task.jsonl.mix]]
+name = "b"
+test = "b.jsonl"
+grader = "exact"
+"#;
+        let config = load(text, &[]).unwrap();
+        let mix = &config.task.jsonl.mix;
+        assert_eq!((mix.len(), mix[0].weight, mix[0].template.as_str()), (2, 2.0, "Q {prompt}"));
+        assert_eq!((mix[0].test.as_str(), mix[0].grader.as_str()), ("", "math"));
+        assert_eq!((mix[1].train.as_str(), mix[1].grader.as_str()), ("", "exact"));
+        assert_eq!(load(&config.to_toml().unwrap(), &[]).unwrap(), config);
+
+        let slip = message("[[task.jsonl.mix]]\ntrian = 1", &[]);
+        assert!(
+            slip.contains("source 1: there is no setting `trian`; did you mean `train`?"),
+            "{slip}"
+        );
+        assert!(message("", &["task.jsonl.mix=[1]"]).contains("source 1 is an integer `1`"));
+        assert!(message("", &["filter.skip_solved=true"]).contains("needs a data set"));
+        assert!(message("", &["rollout.stop=['']"]).contains("an empty text"));
+        assert!(message("", &["filter.oversample=0.5"]).contains("filter.oversample is 0.5"));
+    }
+
+    #[test]
     fn values_of_another_kind_or_out_of_range_are_refused_by_name() {
         assert!(
             message("seed = \"x\"", &[])

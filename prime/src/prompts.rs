@@ -98,6 +98,19 @@ impl Prompts {
         Ok(())
     }
 
+    /// As [`Prompts::check`] for SFT alone: demonstrations are needed, and nothing has to be held out.
+    ///
+    /// # Errors
+    /// When there are no demonstrations.
+    pub fn check_demonstrations(&self) -> Result<()> {
+        ensure!(
+            self.task.len(Split::Train).is_none() || self.orders[0].epoch() > 0,
+            "{} has no worked solutions to learn from: name their field, or conversations with stage = \"sft\"",
+            self.task.name()
+        );
+        Ok(())
+    }
+
     /// After how many unusable training problems in a row there is no hope of a usable one: those of a finite set, twice, as a row may
     /// begin in one epoch and end in the next.
     pub fn patience(&self) -> u64 {

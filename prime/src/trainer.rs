@@ -17,7 +17,7 @@ use crate::config::{Config, PrmUpdate, Reference, Refill};
 use crate::engine::{Engine, Learner, load_state, save_optimizer, save_state};
 use crate::metrics::Metrics;
 use crate::prompts::Prompts;
-use crate::step::curriculum::Curriculum;
+use crate::step::curriculum::{ByGroup, Curriculum};
 use crate::step::filter::{self, Bounds, Counts};
 use crate::step::rollout::{self, Prompt, Stop};
 use crate::step::{
@@ -117,6 +117,7 @@ struct Sampled {
     sampled_tokens: usize,
     /// Of all responses sampled, before the filter.
     accuracy: f64,
+    by_group: ByGroup,
     truncated: f64,
     length: f64,
     seconds_rollout: f64,
@@ -343,6 +344,7 @@ impl Trainer {
             rounds: 0,
             sampled_tokens: 0,
             accuracy: 0.0,
+            by_group: ByGroup::default(),
             truncated: 0.0,
             length: 0.0,
             seconds_rollout: 0.0,
@@ -386,6 +388,7 @@ impl Trainer {
             sampled.truncated +=
                 round.finished.iter().filter(|&&finished| !finished).count() as f64;
             responses += round.len() as f64;
+            sampled.by_group.add(self.prompts.task(), &prompts, &round);
             if filter_config.skip_solved {
                 self.state.curriculum.learn(&prompts, &round);
             }
@@ -681,6 +684,9 @@ fn metrics_of_sampling(metrics: &mut Metrics, sampled: &Sampled) {
     let groups = &sampled.batch.groups;
     let reward: f64 = sampled.batch.outcomes.iter().map(|&outcome| f64::from(outcome)).sum();
     metrics.set("reward/accuracy", sampled.accuracy);
+    for (name, accuracy) in sampled.by_group.accuracies() {
+        metrics.set(format!("reward/accuracy/{name}"), accuracy);
+    }
     metrics.set("reward/batch_accuracy", reward / sampled.batch.len().max(1) as f64);
     metrics.set("filter/kept", sampled.counts.kept as f64);
     metrics.set("filter/too_easy", sampled.counts.too_easy as f64);

@@ -60,6 +60,16 @@ pub fn config<S: AsRef<str>>(settings: &[S]) -> Result<Config> {
     Config::load(&[], &tiny.chain(settings).collect::<Vec<_>>())
 }
 
+/// As [`config`], with a configuration file below the settings.
+///
+/// # Errors
+/// When a setting is wrong.
+pub fn config_with<S: AsRef<str>>(file: &Path, settings: &[S]) -> Result<Config> {
+    let tiny = TINY.iter().map(|text| text.to_string());
+    let settings = settings.iter().map(|text| text.as_ref().to_string());
+    Config::load(&[file.to_path_buf()], &tiny.chain(settings).collect::<Vec<_>>())
+}
+
 /// Begins the run of a folder, or goes on with the one that is there.
 ///
 /// # Errors

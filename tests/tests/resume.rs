@@ -109,6 +109,34 @@ fn a_small_data_set_goes_on_where_it_was_across_epochs_minibatches_and_waiting_p
     runs::assert_same_results("stopped 17 times", &runs::results(folder.path()), &expected);
 }
 
+/// What a run remembers of its prompts is a part of its state: the same ones are left out after a resumption.
+#[test]
+fn prompts_that_were_solved_stay_left_out_when_a_run_goes_on() {
+    let _guard = one_run();
+    let data = tempfile::tempdir().unwrap();
+    let mut settings = runs::parities(data.path());
+    let own =
+        ["filter.skip_solved=true", "rollout.samples=2", "train.compare=false", "sft.steps=30"];
+    settings.extend(own.map(String::from));
+    let expected = unbroken(&settings);
+    let state = String::from_utf8_lossy(&expected["checkpoints/step-4/trainer/state.json"]);
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let means = state["curriculum"].as_object().unwrap();
+    assert!(means.values().any(|mean| mean == 1.0), "some are solved: {state}");
+    let skipped: f64 = expected
+        .iter()
+        .filter(|(name, _)| name.starts_with("metrics.jsonl"))
+        .filter_map(|(_, line)| {
+            let line: serde_json::Value = serde_json::from_slice(line).ok()?;
+            line["filter/skipped_as_solved"].as_f64()
+        })
+        .sum();
+    assert!(skipped > 0.0, "some are left out: {state}");
+    let folder = tempfile::tempdir().unwrap();
+    stop_after_every_step(folder.path(), &settings);
+    runs::assert_same_results("stopped", &runs::results(folder.path()), &expected);
+}
+
 #[test]
 fn a_run_killed_at_20_random_moments_ends_with_the_bits_of_an_unbroken_one() {
     let whole = tempfile::tempdir().unwrap();

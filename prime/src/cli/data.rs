@@ -69,17 +69,13 @@ impl Data {
 
     fn report(&self, args: &DataArgs, config: &Config) -> Result<String> {
         let mut text = String::new();
-        let count = |split| match self.task.len(split) {
-            Some(count) => count.to_string(),
-            None => "no end of".to_owned(),
-        };
-        writeln!(
-            text,
-            "{}: {} problems to train on, {} held out",
-            self.task.name(),
-            count(Split::Train),
-            count(Split::HeldOut)
-        )?;
+        let name = self.task.name();
+        match (self.task.len(Split::Train), self.task.len(Split::HeldOut)) {
+            (Some(train), Some(held_out)) => {
+                writeln!(text, "{name}: {train} problems to train on, {held_out} held out")?;
+            }
+            _ => writeln!(text, "{name}: problems without end, made as they are needed")?,
+        }
         self.sources(&mut text)?;
         self.groups(&mut text)?;
         self.lengths(args, config, &mut text)?;

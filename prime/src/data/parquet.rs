@@ -65,8 +65,9 @@ impl Reader {
                             | Compression::LZ4
                             | Compression::LZ4_RAW
                     ),
-                    "the column {:?} is compressed with {codec}, which is not read: write the file with snappy, gzip or lz4",
-                    column.column_path().string()
+                    "the column {:?} is compressed with {}, which is not read: write the file with snappy, gzip or lz4",
+                    column.column_path().string(),
+                    codec.to_string().split('(').next().unwrap_or_default().to_lowercase()
                 );
             }
         }

@@ -245,6 +245,33 @@ fn faults_are_sentences_with_file_and_row() {
     );
 }
 
+/// A file whose metadata name a compression that is not read: its one byte in the footer is changed from that of snappy.
+#[test]
+fn a_compression_that_is_not_read_is_refused_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    let schema = "message schema { required binary a (UTF8); }";
+    let leaf = vec![Leaf::Text(vec!["text"], None, None)];
+    write_parquet(&path, schema, Compression::SNAPPY, &[leaf]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // In thrift's compact form a column's path ("a", after its length) is followed by field 4, an i32: the codec, zigzag: 1 is snappy, 6 zstd.
+    let pattern = [1, b'a', 0x15, 2];
+    let places: Vec<usize> =
+        (0..bytes.len() - 4).filter(|&at| bytes[at..at + 4] == pattern).collect();
+    assert_eq!(places.len(), 1);
+    for (codec, name) in [(12, "zstd"), (8, "brotli"), (6, "lzo")] {
+        bytes[places[0] + 3] = codec;
+        std::fs::write(&path, &bytes).unwrap();
+        let message = failure(&path);
+        assert!(
+            message.contains(&format!(
+                "the column \"a\" is compressed with {name}, which is not read"
+            )),
+            "{message}"
+        );
+    }
+}
+
 /// Schemas that the record reader takes for a fault of the program: an answer all the same.
 #[test]
 fn a_schema_that_is_not_one_is_refused_without_a_panic() {

@@ -45,12 +45,22 @@ pub fn sft(config: &Config, folder: &mut RunFolder) -> Result<End> {
     if config.sft.steps == 0 {
         bail!("sft.steps is 0: there is nothing to train");
     }
-    let prompts = usable_prompts(config)?;
+    let prompts = setup::prompts(config, model_folder(config))?;
+    // Conversations have no answers: what cannot be evaluated can be learned from all the same.
+    let evaluates = !prompts.task().is_empty(Split::HeldOut);
+    if evaluates {
+        prompts.check(config.eval.problems as u64)?;
+    } else {
+        prompts.check_demonstrations()?;
+    }
+    note(&prompts);
     let Some(model) = warm_up_model(config, &prompts, folder)? else {
         return Ok(interrupted("sft", folder));
     };
     let mut table = Table::default();
-    table.push(evaluate_model(config, &prompts, &model, folder, "sft", config.sft.steps)?);
+    if evaluates {
+        table.push(evaluate_model(config, &prompts, &model, folder, "sft", config.sft.steps)?);
+    }
     table.save(folder)?;
     Ok(End::Complete(table))
 }
@@ -116,10 +126,15 @@ fn model_folder(config: &Config) -> Option<&Path> {
 fn usable_prompts(config: &Config) -> Result<Prompts> {
     let prompts = setup::prompts(config, model_folder(config))?;
     prompts.check(config.eval.problems as u64)?;
-    for note in prompts.task().notes() {
-        eprintln!("{}: {note}", prompts.task().name());
-    }
+    note(&prompts);
     Ok(prompts)
+}
+
+/// Says what became of the data.
+fn note(prompts: &Prompts) {
+    for note in prompts.task().notes() {
+        eprintln!("{note}");
+    }
 }
 
 fn interrupted(command: &str, folder: &RunFolder) -> End {

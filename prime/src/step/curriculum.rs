@@ -1,4 +1,4 @@
-//! What a run remembers of its prompts, to leave out in later epochs those that teach nothing any more.
+//! What a run learns of its prompts: how each part of a mix does, and which prompts teach nothing any more and are left out in later epochs.
 //!
 //! A prompt whose samples were all right gives no advantage, and the filter throws its rollouts away after they were paid for. In a data set
 //! that is gone through several times, such prompts are better not sampled at all (the history resampling of SRPO, arXiv 2504.14286,
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Rollouts;
 use super::rollout::Prompt;
+use crate::tasks::Task;
 
 /// The mean outcome of each prompt when it was last sampled. It is a part of the run's state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -46,6 +47,34 @@ impl Curriculum {
     /// Gives every solved prompt another chance, since nothing else is left.
     pub fn begin_anew(&mut self) {
         self.means.retain(|_, mean| *mean < 1.0);
+    }
+}
+
+/// The mean outcome of each group of a data set's problems ([`Task::group`]), where it has several.
+#[derive(Default)]
+pub struct ByGroup {
+    sums: BTreeMap<String, (f64, usize)>,
+}
+
+impl ByGroup {
+    /// Adds a round of sampling.
+    pub fn add(&mut self, task: &dyn Task, prompts: &[Prompt], round: &Rollouts) {
+        for (prompt, group) in prompts.iter().zip(&round.groups) {
+            let (name, _) = task.group(&prompt.problem);
+            // What bears the task's own name is all of it.
+            if name.is_empty() || name == task.name() {
+                continue;
+            }
+            let outcomes = &round.outcomes[group.responses.clone()];
+            let (sum, count) = self.sums.entry(name.to_owned()).or_default();
+            *sum += outcomes.iter().map(|&outcome| f64::from(outcome)).sum::<f64>();
+            *count += outcomes.len();
+        }
+    }
+
+    /// The means, by name.
+    pub fn accuracies(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.sums.iter().map(|(name, (sum, count))| (name.as_str(), sum / (*count).max(1) as f64))
     }
 }
 

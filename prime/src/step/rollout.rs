@@ -110,3 +110,100 @@ pub fn rollout(
     let mut completions = completions.into_iter();
     Ok(prompts.iter().map(|_| completions.by_ref().take(settings.samples).collect()).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use prime_model::{Architecture, Config, GenerationLimits, RopeScaling, Weights};
+    use prime_runtime::DType;
+
+    use super::*;
+
+    const SYMBOLS: &str = "abcdefghij";
+
+    fn model(tokenizer: &Tokenizer) -> (Config, Weights) {
+        let config = Config {
+            architecture: Architecture::Llama,
+            vocab_size: tokenizer.vocab_size(),
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_layers: 1,
+            num_heads: 2,
+            num_kv_heads: 1,
+            head_dim: 8,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::None,
+            tie_word_embeddings: false,
+            qkv_bias: false,
+            output_bias: false,
+            qk_norm: false,
+            max_position_embeddings: 64,
+            dtype: DType::F32,
+            bos_token_id: None,
+            eos_token_ids: vec![1],
+            pad_token_id: None,
+            initializer_range: 0.02,
+        };
+        let weights = Weights::random(&config, DType::F32, 3).unwrap();
+        (config, weights)
+    }
+
+    fn samples(texts: &[&str], slots: usize) -> Vec<Vec<Completion>> {
+        let tokenizer = Arc::new(Tokenizer::characters(SYMBOLS, "<pad>", "<eos>").unwrap());
+        let (config, weights) = model(&tokenizer);
+        let limits = GenerationLimits { slots, positions: 64, step_tokens: 32 };
+        let mut generator = Generator::new(&config, &weights, limits).unwrap();
+        let prompt = |index: u64, text: &str| Prompt {
+            index,
+            problem: Problem::default(),
+            tokens: tokenizer.encode(text, false).unwrap().into(),
+        };
+        let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 9 };
+        let settings = Settings { samples: 8, sampling, max_new_tokens: 40, first_sequence: 0 };
+        let texts = texts.iter().map(|text| text.to_string()).collect();
+        let stop = Stop { tokens: vec![1], texts, tokenizer: tokenizer.clone() };
+        let prompts = [prompt(0, "abc"), prompt(1, "jj")];
+        rollout(&mut generator, &prompts, &settings, &stop, |_| ()).unwrap()
+    }
+
+    /// The text of a character tokenizer, special tokens as one character each.
+    fn text(tokens: &[u32]) -> String {
+        let symbols: Vec<char> = format!("_${SYMBOLS}").chars().collect();
+        tokens.iter().map(|&token| symbols[token as usize]).collect()
+    }
+
+    #[test]
+    fn a_text_ends_a_response_with_the_token_that_completes_it_and_changes_nothing_before() {
+        let free = samples(&[], 4);
+        let stopped = samples(&["ab", "cde", "g"], 4);
+        let mut ends = 0;
+        for (free, stopped) in free.iter().flatten().zip(stopped.iter().flatten()) {
+            let whole = text(&free.tokens);
+            let found =
+                ["ab", "cde", "g"].iter().filter_map(|s| Some(whole.find(s)? + s.len())).min();
+            let length = found.unwrap_or(whole.len());
+            assert_eq!(stopped.tokens, free.tokens[..length], "{whole}");
+            assert_eq!(stopped.log_probs, free.log_probs[..length]);
+            let finish = if found.is_some() { Finish::Stop } else { free.finish };
+            assert_eq!(stopped.finish, finish, "{whole}");
+            ends += usize::from(found.is_some());
+        }
+        assert!(ends > 4, "{ends}");
+        assert_eq!(samples(&["ab", "cde", "g"], 3), stopped, "whatever is sampled beside it");
+    }
+
+    #[test]
+    fn special_tokens_are_texts_too() {
+        for completion in samples(&["<pad>"], 4).iter().flatten() {
+            let pads = completion.tokens.iter().filter(|&&token| token == 0).count();
+            assert!(
+                pads == 0
+                    || completion.tokens.iter().position(|&t| t == 0)
+                        == Some(completion.tokens.len() - 1)
+            );
+            if pads == 1 {
+                assert_eq!(completion.finish, Finish::Stop);
+            }
+        }
+    }
+}

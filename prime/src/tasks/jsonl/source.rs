@@ -136,8 +136,11 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// A question in the template. One that ends with a published suffix keeps it and gets none.
     fn dressed(&self, question: &str) -> String {
-        self.template.replace(PLACEHOLDER, &format!("{question}{}", self.suffix))
+        let has_one = published::without_suffix(question).len() < question.trim_end().len();
+        let suffix = if has_one { "" } else { &self.suffix };
+        self.template.replace(PLACEHOLDER, &format!("{question}{suffix}"))
     }
 
     fn put_system_prompt(&self, turns: &mut Vec<Message>) {

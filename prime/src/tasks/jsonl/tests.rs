@@ -243,6 +243,11 @@ fn a_question_gets_its_suffix_template_and_system_prompt() {
         ),
         "{prompt}"
     );
+    let twice = record("One?\\n\\nPresent the answer in LaTex format: \\\\boxed{Your answer}", 1);
+    let train = write(&folder, "suffixed.jsonl", twice);
+    let same = load(SourceSettings { train, suffix: "code".into(), ..source.clone() });
+    let prompt = same.problem(Split::Train, 0).unwrap().prompt;
+    assert!(prompt.ends_with("{Your answer}"), "it has its own: {prompt}");
     let chat = load(SourceSettings {
         chat: true,
         suffix: "\nThink.".into(),
