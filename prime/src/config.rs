@@ -3,6 +3,8 @@
 //! `configs/default.toml` is at once the documentation, the list of all keys, and the defaults: a key that is not in it is
 //! refused with the nearest one that is.
 
+mod mix;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -375,7 +377,7 @@ impl Config {
         for text in overrides {
             set(&mut table, text).with_context(|| format!("--set {text}"))?;
         }
-        complete_mix(&mut table).context("the configuration")?;
+        mix::complete(&mut table).context("the configuration")?;
         let config: Config = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
             let message = error.to_string().trim().replace('\n', " ");
             let message = ["usize", "u64", "u32"].iter().fold(message, |message, kind| {
@@ -574,30 +576,6 @@ fn merge(base: &mut Table, over: Table, prefix: &str) -> std::result::Result<(),
     Ok(())
 }
 
-/// Gives each source of a mix what `[task.jsonl]` says and it does not; its files and its name are its own.
-fn complete_mix(table: &mut Table) -> Result<()> {
-    let section = table.get_mut("task").and_then(|task| task.get_mut("jsonl"));
-    let Some(Value::Table(section)) = section else { return Ok(()) };
-    let mut base = section.clone();
-    for key in ["deduplicate", "overlap_words", "graders", "mix"] {
-        base.remove(key);
-    }
-    for key in ["name", "train", "test"] {
-        base.insert(key.to_owned(), Value::String(String::new()));
-    }
-    let Some(Value::Array(mix)) = section.get_mut("mix") else { return Ok(()) };
-    for (i, source) in mix.iter_mut().enumerate() {
-        let place = format!("task.jsonl.mix, source {}", i + 1);
-        let Value::Table(over) = source else {
-            bail!("{place} is {} `{source}`, expected a section", kind(source));
-        };
-        let mut whole = base.clone();
-        merge(&mut whole, std::mem::take(over), "").context(place)?;
-        *over = whole;
-    }
-    Ok(())
-}
-
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::String(_) => "a string",
@@ -648,14 +626,14 @@ fn set(table: &mut Table, text: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn load(text: &str, overrides: &[&str]) -> Result<Config> {
+    pub(super) fn load(text: &str, overrides: &[&str]) -> Result<Config> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), text)?;
         let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
         Config::load(&[file.path().to_path_buf()], &overrides)
     }
 
-    fn message(text: &str, overrides: &[&str]) -> String {
+    pub(super) fn message(text: &str, overrides: &[&str]) -> String {
         format!("{:#}", load(text, overrides).unwrap_err())
     }
 
@@ -686,39 +664,6 @@ mod tests {
         );
         assert!(message("", &["sfft.steps=1"]).contains("did you mean `sft`?"));
         assert!(message("", &["seed"]).contains("expected section.key=value"));
-    }
-
-    #[test]
-    fn a_source_of_a_mix_takes_what_it_does_not_say_from_the_section_but_for_its_files() {
-        let text = r#"
-[task.jsonl]
-train = "own.jsonl"
-template = "Q {prompt}"
-grader = "math"
-[[task.jsonl.mix]]
-train = "a.parquet"
-weight = 2
-[[task.jsonl.mix]]
-name = "b"
-test = "b.jsonl"
-grader = "exact"
-"#;
-        let config = load(text, &[]).unwrap();
-        let mix = &config.task.jsonl.mix;
-        assert_eq!((mix.len(), mix[0].weight, mix[0].template.as_str()), (2, 2.0, "Q {prompt}"));
-        assert_eq!((mix[0].test.as_str(), mix[0].grader.as_str()), ("", "math"));
-        assert_eq!((mix[1].train.as_str(), mix[1].grader.as_str()), ("", "exact"));
-        assert_eq!(load(&config.to_toml().unwrap(), &[]).unwrap(), config);
-
-        let slip = message("[[task.jsonl.mix]]\ntrian = 1", &[]);
-        assert!(
-            slip.contains("source 1: there is no setting `trian`; did you mean `train`?"),
-            "{slip}"
-        );
-        assert!(message("", &["task.jsonl.mix=[1]"]).contains("source 1 is an integer `1`"));
-        assert!(message("", &["filter.skip_solved=true"]).contains("needs a data set"));
-        assert!(message("", &["rollout.stop=['']"]).contains("an empty text"));
-        assert!(message("", &["filter.oversample=0.5"]).contains("filter.oversample is 0.5"));
     }
 
     #[test]

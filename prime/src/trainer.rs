@@ -3,10 +3,12 @@
 //! prompts -> rollouts -> outcome grading -> prompt filter -> log-probs under the PRM and the reference -> PRM update ->
 //! process rewards -> advantages -> policy update -> metrics. Each arrow is a function of a file of [`crate::step`].
 
+mod draw;
+
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use prime_kernels::policy_loss::Clip;
 use prime_model::{Config as ModelConfig, GenerationLimits, Generator, Mode, Sampling, Weights};
 use prime_runtime::Device;
@@ -19,12 +21,11 @@ use crate::metrics::Metrics;
 use crate::prompts::Prompts;
 use crate::step::curriculum::{ByGroup, Curriculum};
 use crate::step::filter::{self, Bounds, Counts};
-use crate::step::rollout::{self, Prompt, Stop};
+use crate::step::rollout::{self, Stop};
 use crate::step::{
     PrmLoss, Rollouts, accuracy, advantage, filter::Refill as Selector, grade, implicit_reward,
     policy_update, prm_update,
 };
-use crate::tasks::{Purpose, Split};
 
 mod critic;
 
@@ -415,43 +416,6 @@ impl Trainer {
         sampled.batch.tell_groups_apart();
         sampled.batch.device = self.config.device();
         Ok(sampled.batch)
-    }
-
-    /// The next prompts: first those of the buffer, then the task's. Those longer than the limit, and solved ones where they are not wanted, are
-    /// left out and counted.
-    fn draw_prompts(&mut self, count: usize, sampled: &mut Sampled) -> Result<Vec<Prompt>> {
-        let mut drawn = Vec::with_capacity(count);
-        let buffered = self.state.buffer.len().min(count);
-        for index in self.state.buffer.drain(..buffered) {
-            drawn.extend(self.prompts.prompt(Split::Train, index)?);
-        }
-        let (mut in_a_row, mut solved_among) = (0, false);
-        while drawn.len() < count {
-            let index =
-                self.prompts.training_index(self.state.prompts, self.config.seed, Purpose::Rl);
-            self.state.prompts += 1;
-            if self.config.filter.skip_solved && self.state.curriculum.is_solved(index) {
-                sampled.solved += 1;
-                (in_a_row, solved_among) = (in_a_row + 1, true);
-            } else if let Some(prompt) = self.prompts.prompt(Split::Train, index)? {
-                drawn.push(prompt);
-                (in_a_row, solved_among) = (0, false);
-            } else {
-                sampled.too_long += 1;
-                in_a_row += 1;
-            }
-            if in_a_row >= self.prompts.patience() {
-                if !solved_among {
-                    bail!(
-                        "{in_a_row} prompts in a row were longer than rollout.max_prompt_tokens, {}",
-                        self.config.rollout.max_prompt_tokens
-                    );
-                }
-                self.state.curriculum.begin_anew();
-                (in_a_row, solved_among) = (0, false);
-            }
-        }
-        Ok(drawn)
     }
 
     /// Log-probs under reference and PRM, the PRM's update, and process rewards.

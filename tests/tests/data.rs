@@ -138,6 +138,7 @@ fn chats_alone_are_learned_from_without_anything_held_out() {
         format!("model.tokenizer={}", fixture().display()),
         "rollout.max_prompt_tokens=200".into(),
         "sft.steps=40".into(),
+        "sft.warmup=4".into(),
         "sft.batch_size=2".into(),
     ];
     let config = runs::config(&settings).unwrap();
