@@ -3,8 +3,6 @@
 //! prompts -> rollouts -> outcome grading -> prompt filter -> log-probs under the PRM and the reference -> PRM update ->
 //! process rewards -> advantages -> policy update -> metrics. Each arrow is a function of a file of [`crate::step`].
 
-mod draw;
-
 use std::path::Path;
 use std::time::Instant;
 
@@ -28,6 +26,7 @@ use crate::step::{
 };
 
 mod critic;
+mod draw;
 
 use critic::Critic;
 

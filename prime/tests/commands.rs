@@ -418,3 +418,48 @@ fn a_reader_that_has_gone_is_no_failure() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
 }
+
+#[test]
+fn data_are_shown_with_what_is_left_out_their_lengths_and_prompts_as_the_model_reads_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, questions: &[&str]| {
+        let line =
+            |question: &&str| format!("{}\n", json!({"question": question, "answer": "#### 7"}));
+        let path = folder.path().join(name);
+        std::fs::write(&path, questions.iter().map(line).collect::<String>()).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let train = write("train.jsonl", &["3 + 4?", "5 + 2?", "3  + 4?", "6 + 1?"]);
+    let test = write("test.jsonl", &["5 + 2?"]);
+    let settings = [
+        "task.name=jsonl".to_string(),
+        format!("task.jsonl.train={train}"),
+        format!("task.jsonl.test={test}"),
+        "task.jsonl.chat=true".into(),
+        "task.jsonl.system_prompt=Be brief.".into(),
+        "task.jsonl.template={prompt}".into(),
+        "rollout.max_prompt_tokens=10".into(),
+    ];
+    let mut args = vec!["data", "--show", "1"];
+    args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let plain = prime(&args, "").expect(0).out;
+    assert!(plain.contains("characters of") && plain.contains("system: Be brief."), "{plain}");
+    let (model, mut with_model) = (qwen2(), args.clone());
+    with_model.extend(["--model", &model]);
+    let shown = prime(&with_model, "").expect(0).out;
+    for text in [
+        "train: 2 problems to train on, 1 held out",
+        "train      5         0         1        0      1            2               1  100.0 %  100.0 %",
+        "train      gsm8k            2               1",
+        "tokens of",
+        "2 over rollout.max_prompt_tokens, 10",
+        "train, graded by gsm8k; the answer is 7",
+        "  | <|start|>system",
+        "  | Be brief.<|end|>",
+        "  | <|start|>assistant",
+    ] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    let endless = prime(&["data", "--measure", "50"], "").expect(0).out;
+    assert!(endless.contains("arithmetic: problems without end"), "{endless}");
+}
