@@ -115,9 +115,16 @@ fn prompts_that_were_solved_stay_left_out_when_a_run_goes_on() {
     let _guard = one_run();
     let data = tempfile::tempdir().unwrap();
     let mut settings = runs::parities(data.path());
-    let own =
-        ["filter.skip_solved=true", "rollout.samples=2", "train.compare=false", "sft.steps=30"];
-    settings.extend(own.map(String::from));
+    // Nearly always 1, which is soon learned.
+    let answers = ["0", "1", "1", "1", "1", "1", "1"];
+    let lines = ["0", "1", "01", "10", "110", "0110", "111"]
+        .into_iter()
+        .zip(answers)
+        .map(|(bits, answer)| format!("{{\"question\": \"{bits}?\", \"answer\": \"{answer}\"}}\n"));
+    std::fs::write(data.path().join("train.jsonl"), lines.collect::<String>()).unwrap();
+    let own = ["filter.skip_solved=true", "rollout.samples=2", "train.compare=false"];
+    let sft = ["sft.steps=40", "sft.warmup=0", "train.steps=8", "prm.warmup_batches=0"];
+    settings.extend(own.into_iter().chain(sft).map(String::from));
     let expected = unbroken(&settings);
     let state = String::from_utf8_lossy(&expected["checkpoints/step-8/trainer/state.json"]);
     let state: serde_json::Value = serde_json::from_str(&state).unwrap();
