@@ -202,6 +202,7 @@ std::vector<Buffer> buffers_of(const prime_launch &request) {
         buffer.row_stride = given.row_stride;
         buffer.span = given.rows == 0 ? 0 : (given.rows - 1) * given.row_stride + given.row_bytes;
         buffer.written = given.written;
+        if (buffer.written != nullptr) buffer.runs.reset(new std::atomic<u8>[buffer.span / Buffer::RUN + 1]());
         buffer.writable = given.writable != 0;
         buffer.region = GlobalRaces::UNWATCHED;
         buffer.contiguous = given.rows <= 1 || given.row_stride == given.row_bytes;

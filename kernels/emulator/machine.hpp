@@ -224,6 +224,19 @@ struct Buffer {
     bool writable = false;
     bool contiguous = false;
     u32 region = 0;
+
+    // What is known of whole runs of bytes. Nothing becomes unwritten during a launch, so that a run once found written throughout needs no second
+    // look, and most reads none at the shadow, which lies far from everything else.
+    static constexpr u64 RUN = 1024;
+    enum : u8 { NOT_LOOKED_AT = 0, WITH_GAPS = 1, ALL_WRITTEN = 2 };
+    std::unique_ptr<std::atomic<u8>[]> runs;
+
+    bool known_written(u64 offset, u32 bytes) const {
+        if (runs[offset / RUN].load(std::memory_order_relaxed) != ALL_WRITTEN) return false;
+        const u64 last = (offset + bytes - 1) / RUN;
+        return last == offset / RUN || (bytes <= RUN && runs[last].load(std::memory_order_relaxed) == ALL_WRITTEN);
+    }
+    void look_at_run(u64 offset);
 };
 
 class GlobalRaces;

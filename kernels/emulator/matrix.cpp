@@ -29,19 +29,20 @@ struct MmaOperand {
     u32 across;
 };
 
-// Finds the rows that the lanes name, each as an access of its own lane.
-template <class Operand> void find_rows(const Warp *warp, u32 rows, SharedPlace *places, const char *what) {
+// Finds the bytes of the rows that the lanes name, each as an access of its own lane.
+template <class Operand> void find_rows(const Warp *warp, u32 rows, u8 **bytes, const char *what) {
     Thread *self = current_thread;
     for (u32 i = 0; i < rows; i++) {
         current_thread = warp->by_lane[i];
-        places[i] = find_shared(operand<Operand>(warp, i).address, MATRIX_ROW_BYTES, MATRIX_ROW_BYTES, what);
+        const SharedPlace place = find_shared(operand<Operand>(warp, i).address, MATRIX_ROW_BYTES, MATRIX_ROW_BYTES, what);
         if (std::is_same<Operand, LoadOperand>::value) {
-            check_shared_read(places[i], MATRIX_ROW_BYTES, what);
-            order_shared(places[i], MATRIX_ROW_BYTES, AccessKind::READ, actor_of(current_thread), what);
+            check_shared_read(place, MATRIX_ROW_BYTES, what);
+            order_shared(place, MATRIX_ROW_BYTES, AccessKind::READ, actor_of(current_thread), what);
         } else {
-            note_shared_write(places[i], MATRIX_ROW_BYTES, what);
-            order_shared(places[i], MATRIX_ROW_BYTES, AccessKind::WRITE, actor_of(current_thread), what);
+            note_shared_write(place, MATRIX_ROW_BYTES, what);
+            order_shared(place, MATRIX_ROW_BYTES, AccessKind::WRITE, actor_of(current_thread), what);
         }
+        bytes[i] = place.data();
     }
     current_thread = self;
 }
@@ -157,8 +158,8 @@ struct Steps8 {
     }
 };
 
-template <class Steps> inline void mma(const MmaOperand &own) {
-    if (!meet_all(Collective::MMA, &own)) return;
+// What the last lane to come does for all is a function of its own, so that the other lanes need not save the registers that it uses.
+template <class Steps> __attribute__((noinline)) void multiply_fragments(const MmaOperand &own) {
     check_whole_warp("mma");
     const Warp *warp = current_thread->warp;
     // Rows of fragments that are made floats once and used for all columns.
@@ -184,17 +185,15 @@ template <class Steps> inline void mma(const MmaOperand &own) {
 
 } // namespace
 
-void load_matrices(u32 *registers, u32 address, u32 count, bool transposed) {
-    const LoadOperand own{registers, address};
-    if (!meet_all(Collective::LOAD_MATRIX, &own)) return;
+__attribute__((noinline)) static void load_for_warp(u32 count, bool transposed) {
     check_whole_warp("load_matrix");
     const Warp *warp = current_thread->warp;
-    SharedPlace places[WARP];
-    find_rows<LoadOperand>(warp, count * 8, places, "load_matrix");
-    Halves8 rows[4][8] = {};
-    for (u32 m = 0; m < count; m++) {
-        for (u32 i = 0; i < 8; i++) rows[m][i] = load_vector<Halves8>(places[m * 8 + i].data());
-        if (transposed) transpose(rows[m]);
+    u8 *bytes[WARP];
+    find_rows<LoadOperand>(warp, count * 8, bytes, "load_matrix");
+    Halves8 rows[4][8];
+    for (u32 m = 0; m < 4; m++) {
+        for (u32 i = 0; i < 8; i++) rows[m][i] = m < count ? load_vector<Halves8>(bytes[m * 8 + i]) : Halves8{};
+        if (transposed && m < count) transpose(rows[m]);
     }
     // Lane 4g + t receives word t of row g of each matrix.
     for (u32 g = 0; g < 8; g++) {
@@ -213,22 +212,34 @@ void load_matrices(u32 *registers, u32 address, u32 count, bool transposed) {
     part_all();
 }
 
-void store_matrices(const u32 *registers, u32 address, u32 count, bool transposed) {
-    const StoreOperand own{registers, address};
-    if (!meet_all(Collective::STORE_MATRIX, &own)) return;
+__attribute__((noinline)) static void store_for_warp(u32 count, bool transposed) {
     check_whole_warp("store_matrix");
     const Warp *warp = current_thread->warp;
-    SharedPlace places[WARP];
-    find_rows<StoreOperand>(warp, count * 8, places, "store_matrix");
+    u8 *bytes[WARP];
+    find_rows<StoreOperand>(warp, count * 8, bytes, "store_matrix");
     for (u32 m = 0; m < count; m++) {
         u32 words[8][4];
         for (u32 i = 0; i < WARP; i++) words[i / 4][i % 4] = operand<StoreOperand>(warp, i).registers[m];
         Halves8 rows[8];
         for (u32 i = 0; i < 8; i++) rows[i] = load_vector<Halves8>(words[i]);
         if (transposed) transpose(rows);
-        for (u32 i = 0; i < 8; i++) store_vector(places[m * 8 + i].data(), rows[i]);
+        for (u32 i = 0; i < 8; i++) store_vector(bytes[m * 8 + i], rows[i]);
     }
     part_all();
+}
+
+void load_matrices(u32 *registers, u32 address, u32 count, bool transposed) {
+    const LoadOperand own{registers, address};
+    if (meet_all(Collective::LOAD_MATRIX, &own)) load_for_warp(count, transposed);
+}
+
+void store_matrices(const u32 *registers, u32 address, u32 count, bool transposed) {
+    const StoreOperand own{registers, address};
+    if (meet_all(Collective::STORE_MATRIX, &own)) store_for_warp(count, transposed);
+}
+
+template <class Steps> static inline void mma(const MmaOperand &own) {
+    if (meet_all(Collective::MMA, &own)) multiply_fragments<Steps>(own);
 }
 
 void mma_bf16(float *c, const u32 *a, const u32 *b, u32 down, u32 across) { mma<Steps16<bf16>>({c, a, b, down, across}); }

@@ -1,5 +1,6 @@
 #include "memory.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -80,6 +81,16 @@ bool SharedMemory::read_by_async(u32 offset, u32 bytes) const {
     return false;
 }
 
+void Buffer::look_at_run(u64 offset) {
+    std::atomic<u8> &state = runs[offset / RUN];
+    if (state.load(std::memory_order_relaxed) != NOT_LOOKED_AT) return;
+    const u64 start = offset / RUN * RUN, end = std::min(start + RUN, span);
+    u64 at = start;
+    while (at + 8 <= end && all_written<0>(written + at, 8)) at += 8;
+    while (at < end && written[at] == WRITTEN) at++;
+    state.store(at == end ? ALL_WRITTEN : WITH_GAPS, std::memory_order_relaxed);
+}
+
 GlobalPlace find_global(u64 address, u32 bytes, u32 alignment, bool write, const char *what) {
     LaunchState &launch = *current_worker->launch;
     const u64 number = address >> 48;
@@ -110,9 +121,10 @@ GlobalPlace find_global(u64 address, u32 bytes, u32 alignment, bool write, const
     return GlobalPlace{&buffer, offset};
 }
 
-void check_global_read(const GlobalPlace &place, u32 bytes, const char *what) {
+void look_for_unwritten(GlobalPlace place, u32 bytes, const char *what) {
     Buffer &buffer = *place.buffer;
-    if (buffer.written == nullptr || !current_worker->launch->check_uninitialised) return;
+    if (!current_worker->launch->check_uninitialised) return;
+    buffer.look_at_run(place.offset);
     const u8 *written = buffer.written + place.offset;
     if (all_written<0>(written, bytes)) return;
     for (u32 i = 0; i < bytes; i++) {
@@ -123,7 +135,7 @@ void check_global_read(const GlobalPlace &place, u32 bytes, const char *what) {
     }
 }
 
-void note_global_write(const GlobalPlace &place, u32 bytes, const char *) {
+void note_global_write(GlobalPlace place, u32 bytes, const char *) {
     if (place.buffer->written != nullptr) fill_bytes(place.buffer->written + place.offset, WRITTEN, bytes);
     note_progress();
 }
@@ -166,7 +178,7 @@ SharedPlace find_shared_slow(u32 address, u32 bytes, u32 alignment, const char *
 }
 
 // Says why bytes may not be read, unless that check is switched off.
-void refuse_shared_read(const SharedPlace &place, u32 bytes, const char *what) {
+void refuse_shared_read(SharedPlace place, u32 bytes, const char *what) {
     const u8 *state = place.state();
     for (u32 i = 0; i < bytes; i++) {
         switch (state[i]) {
@@ -182,7 +194,7 @@ void refuse_shared_read(const SharedPlace &place, u32 bytes, const char *what) {
     }
 }
 
-void note_shared_write(const SharedPlace &place, u32 bytes, const char *what) {
+void note_unusual_write(SharedPlace place, u32 bytes, const char *what) {
     u8 *state = place.state();
     note_progress();
     if (place.memory->read_by_async(place.offset, bytes)) {

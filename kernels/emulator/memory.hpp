@@ -98,13 +98,14 @@ inline SharedPlace find_shared(u32 address, u32 bytes, u32 alignment, const char
 }
 
 // The accesses of a thread, or of an asynchronous unit: end the launch when nothing orders them after what they conflict with.
-void order_shared_now(const SharedPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
-void order_global_now(const GlobalPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
+// Places are handed over by value: one whose address is taken would be written to memory and read back in every access.
+void order_shared_now(SharedPlace place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
+void order_global_now(GlobalPlace place, u32 bytes, AccessKind kind, const Actor &actor, const char *what);
 
-inline void order_shared(const SharedPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
+inline void order_shared(SharedPlace place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
     if (place.block->group->races) order_shared_now(place, bytes, kind, actor, what);
 }
-inline void order_global(const GlobalPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
+inline void order_global(GlobalPlace place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
     if (place.buffer->region != GlobalRaces::UNWATCHED) order_global_now(place, bytes, kind, actor, what);
 }
 
@@ -145,15 +146,6 @@ template <u64 IGNORED> inline bool all_written(const u8 *state, u32 bytes) {
 // Whether there is neither a barrier nor a copy under way: bytes are `WRITTEN` or `NEVER_WRITTEN`, which differ in one bit.
 inline bool all_plain(const u8 *state, u32 bytes) { return all_written<0x0101010101010101ull>(state, bytes); }
 
-// The checks of bytes found before.
-void check_global_read(const GlobalPlace &place, u32 bytes, const char *what);
-void note_global_write(const GlobalPlace &place, u32 bytes, const char *what);
-void refuse_shared_read(const SharedPlace &place, u32 bytes, const char *what);
-inline void check_shared_read(const SharedPlace &place, u32 bytes, const char *what) {
-    if (!all_written<0>(place.state(), bytes)) refuse_shared_read(place, bytes, what);
-}
-void note_shared_write(const SharedPlace &place, u32 bytes, const char *what);
-
 // Copies 2, 4, 8 or 16 bytes (any number, but these without a call).
 inline void copy_bytes(void *to, const void *from, u32 bytes) {
     switch (bytes) {
@@ -172,6 +164,26 @@ inline void fill_bytes(void *to, u8 value, u32 bytes) {
     case 16: std::memset(to, value, 16); break;
     default: std::memset(to, value, bytes);
     }
+}
+
+// The checks of bytes found before.
+void look_for_unwritten(GlobalPlace place, u32 bytes, const char *what);
+inline void check_global_read(GlobalPlace place, u32 bytes, const char *what) {
+    const Buffer &buffer = *place.buffer;
+    if (buffer.written == nullptr || buffer.known_written(place.offset, bytes)) return;
+    look_for_unwritten(place, bytes, what);
+}
+void note_global_write(GlobalPlace place, u32 bytes, const char *what);
+void refuse_shared_read(SharedPlace place, u32 bytes, const char *what);
+inline void check_shared_read(SharedPlace place, u32 bytes, const char *what) {
+    if (!all_written<0>(place.state(), bytes)) refuse_shared_read(place, bytes, what);
+}
+void note_unusual_write(SharedPlace place, u32 bytes, const char *what);
+inline void note_shared_write(SharedPlace place, u32 bytes, const char *what) {
+    u8 *state = place.state();
+    if (place.memory->async_reads != 0 || !all_plain(state, bytes)) return note_unusual_write(place, bytes, what);
+    note_progress();
+    fill_bytes(state, WRITTEN, bytes);
 }
 
 // What `p[i]` is: reads when its value is wanted, writes when it is assigned to.

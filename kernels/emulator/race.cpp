@@ -108,12 +108,51 @@ struct GlobalRaces::Page {
     CellStore<GlobalCell> parts;
 };
 
+namespace {
+
+// Pages of launches that have ended, for those to come: the system takes long to hand out fresh memory.
+class PagePool {
+  public:
+    static PagePool &the() {
+        static PagePool *pool = new PagePool;
+        return *pool;
+    }
+    GlobalRaces::Page *take() {
+        std::unique_lock<std::mutex> guard(lock);
+        if (pages.empty()) {
+            guard.unlock();
+            return new GlobalRaces::Page();
+        }
+        GlobalRaces::Page *page = pages.back();
+        pages.pop_back();
+        guard.unlock();
+        for (GlobalCell &cell : page->cells) cell = GlobalCell();
+        page->parts.clear();
+        return page;
+    }
+    void give_back(GlobalRaces::Page *page) {
+        std::lock_guard<std::mutex> guard(lock);
+        if (pages.size() == MOST_PAGES) {
+            delete page;
+        } else {
+            pages.push_back(page);
+        }
+    }
+
+  private:
+    static constexpr size_t MOST_PAGES = 1024;
+    std::mutex lock;
+    std::vector<GlobalRaces::Page *> pages;
+};
+
+} // namespace
+
 void SharedRaces::reset(u32 bytes) {
     cells.assign((bytes + CELL_BYTES - 1) / CELL_BYTES, SharedCell());
     children.clear();
 }
 
-Conflict SharedRaces::access(const Group &group, const Actor &actor, AccessKind kind, u32 offset, u32 bytes) {
+inline Conflict SharedRaces::access(const Group &group, const Actor &actor, AccessKind kind, u32 offset, u32 bytes) {
     SharedHistory history{group, children};
     CellAccess<SharedHistory, u16, 4> rules(history, actor, kind);
     if (bytes == CELL_BYTES && offset % CELL_BYTES == 0) {
@@ -164,7 +203,9 @@ GlobalRaces::GlobalRaces(std::vector<Buffer> &buffers) {
 
 GlobalRaces::~GlobalRaces() {
     for (Region &region : regions) {
-        for (std::atomic<Page *> &page : region.pages) delete page.load();
+        for (std::atomic<Page *> &place : region.pages) {
+            if (Page *page = place.load()) PagePool::the().give_back(page);
+        }
     }
 }
 
@@ -175,11 +216,11 @@ Conflict GlobalRaces::access(const Group &group, const Actor &actor, AccessKind 
         std::atomic<Page *> &place = region.pages[address / PAGE_BYTES - region.first_page];
         Page *page = place.load(std::memory_order_acquire);
         if (page == nullptr) {
-            Page *fresh = new Page();
+            Page *fresh = PagePool::the().take();
             if (place.compare_exchange_strong(page, fresh)) {
                 page = fresh;
             } else {
-                delete fresh;
+                PagePool::the().give_back(fresh);
             }
         }
         const u32 from = u32(address % CELL_BYTES), to = u32(std::min<u64>(end - address + from, CELL_BYTES));
@@ -195,7 +236,7 @@ Conflict GlobalRaces::access(const Group &group, const Actor &actor, AccessKind 
     return Conflict();
 }
 
-void order_shared_now(const SharedPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
+void order_shared_now(SharedPlace place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
     const Group &group = *place.block->group;
     const Conflict conflict = place.memory->races.access(group, actor, kind, place.offset, bytes);
     if (conflict.kind == Conflict::NONE) return;
@@ -203,7 +244,7 @@ void order_shared_now(const SharedPlace &place, u32 bytes, AccessKind kind, cons
     fail("%s of %u bytes at byte %u of shared memory %s", what, bytes, place.offset, text.text);
 }
 
-void order_global_now(const GlobalPlace &place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
+void order_global_now(GlobalPlace place, u32 bytes, AccessKind kind, const Actor &actor, const char *what) {
     const Group &group = *current_thread->block->group;
     const Buffer &buffer = *place.buffer;
     LaunchState &launch = *group.launch;

@@ -57,6 +57,7 @@ template <class TheCell> class CellStore {
   public:
     u32 make() {
         if (free_numbers.empty()) {
+            if (cells.empty()) cells.reserve(FIRST);
             cells.resize(cells.size() + 4);
             return u32(cells.size() / 4 - 1);
         }
@@ -72,6 +73,7 @@ template <class TheCell> class CellStore {
     }
 
   private:
+    static constexpr size_t FIRST = 256;
     std::vector<TheCell> cells;
     std::vector<u32> free_numbers;
 };
@@ -82,7 +84,7 @@ class SharedRaces {
     typedef Cell<u16, 4> SharedCell;
 
     void reset(u32 bytes);
-    Conflict access(const Group &group, const Actor &actor, AccessKind kind, u32 offset, u32 bytes);
+    inline Conflict access(const Group &group, const Actor &actor, AccessKind kind, u32 offset, u32 bytes);
 
   private:
     std::vector<SharedCell> cells;

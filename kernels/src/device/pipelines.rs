@@ -2,6 +2,7 @@
 //! pipelines seen.
 
 use std::ptr::from_ref;
+use std::time::Instant;
 
 use half::bf16;
 use prime_runtime::cuda::Geometry;
@@ -60,13 +61,13 @@ fn extent(tensor: &Tensor, writable: bool) -> Extent {
     }
 }
 
-/// Multiplies with one of the kernels; checks the product, whose sums of whole numbers are exact.
+/// Multiplies with one of the kernels; checks the product, whose sums of whole numbers are exact, and returns the seconds that the launch took.
 fn multiply(
     hopper: bool,
     (m, n, k): (usize, usize, usize),
     mistakes: u32,
     seed: u64,
-) -> Result<(), String> {
+) -> Result<f64, String> {
     let (a, b) = (operand(m, k, a_at), operand(n, k, b_at));
     let mut c = Tensor::zeros(Device::Emulated, DType::F32, &[m, n]).unwrap();
     prime_runtime::emulated::forget(c.view_mut());
@@ -80,6 +81,7 @@ fn multiply(
         emulator::launch_with(options, kernel, block, bytes, geometry, &extents)
             .map_err(|error| error.to_string())
     };
+    let started = Instant::now();
     if hopper {
         let map = |index: usize, dtype, rows: usize, columns: usize, tile, swizzle| {
             let element = if dtype == DType::F32 { 4 } else { 2 };
@@ -113,6 +115,7 @@ fn multiply(
         };
         run("test_gemm", bytes_of(&arguments), 256, 6 * 128 * 32 * 2)?;
     }
+    let seconds = started.elapsed().as_secs_f64();
     let got = c.view().to_vec::<f32>().map_err(|error| error.to_string())?;
     for (i, &got) in got.iter().enumerate() {
         let expected: f32 = (0..k).map(|k| a_at(i / n, k) * b_at(i % n, k)).sum();
@@ -120,7 +123,7 @@ fn multiply(
             return Err(format!("element {}, {}: {got} instead of {expected}", i / n, i % n));
         }
     }
-    Ok(())
+    Ok(seconds)
 }
 
 fn bytes_of<S: DeviceStruct>(arguments: &S) -> &[u8] {
@@ -131,14 +134,30 @@ fn bytes_of<S: DeviceStruct>(arguments: &S) -> &[u8] {
 #[test]
 fn a_product_through_copies_of_threads_is_right_whatever_the_seed() {
     for seed in 0..SEEDS {
-        assert_eq!(multiply(false, (128, 256, 160), 0, seed), Ok(()), "seed {seed}");
+        let outcome = multiply(false, (128, 256, 160), 0, seed);
+        assert!(outcome.is_ok(), "seed {seed}: {outcome:?}");
     }
 }
 
 #[test]
 fn a_product_through_the_tensor_memory_accelerator_is_right_whatever_the_seed() {
     for seed in 0..SEEDS {
-        assert_eq!(multiply(true, (128, 128, 512), 0, seed), Ok(()), "seed {seed}");
+        let outcome = multiply(true, (128, 128, 512), 0, seed);
+        assert!(outcome.is_ok(), "seed {seed}: {outcome:?}");
+    }
+}
+
+/// `cargo test -p prime-kernels --lib rate_of_products -- --ignored --nocapture`; the device's own code is optimised in any build.
+#[test]
+#[ignore = "a measurement, for a machine that does nothing else"]
+fn rate_of_products_on_one_core_with_all_checks() {
+    let (m, n, k) = (512, 512, 512);
+    for (name, hopper) in [("copies of threads and mma", false), ("tensor copies and wgmma", true)]
+    {
+        // An even seed runs on one core.
+        let seconds = (0..5).map(|i| multiply(hopper, (m, n, k), 0, 2 * i).unwrap());
+        let rate = (2 * m * n * k) as f64 / seconds.fold(f64::INFINITY, f64::min) / 1e9;
+        println!("{name}: {rate:.2} GFLOP/s, {m} x {n} x {k}, best of 5");
     }
 }
 
