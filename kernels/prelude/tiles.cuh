@@ -240,3 +240,98 @@ template <class T, int D, int MT, int NT> DEVICE void add_weighted_rows(float (&
         }
     }
 }
+
+namespace prelude {
+/// Keys 2 t and 2 t + 1 of eight, as a lane holds them of a transposed right factor, without those from `limit` on.
+DEVICE u32 keys_below(u32 word, u32 key, u32 limit) { return key + 1 < limit ? word : key < limit ? word & 0xffffu : 0; }
+}  // namespace prelude
+
+/// `add_weighted_rows` where rows of weights see only the first `seen[m][h]` rows of `b` (row 16 m + lane / 4 + 8 h): the weights of others are zero,
+/// and what is not a number in the rows of `b` that belong to them does not reach the sum. The same bits where all are numbers.
+template <class T, int D, int MT, int NT>
+DEVICE void add_weighted_seen_rows(float (&sums)[MT][D / 8][4], const float (&weights)[MT][NT][4], Tile<T, D> b, const u32 (&seen)[MT][2]) {
+    if constexpr (sizeof(T) == 2) {
+        const PairReader<T, D> reader(b, lane() % 16, lane() / 16);
+        u32 left[MT][NT / 2][4];
+        UNROLL
+        for (int m = 0; m < MT; m++) {
+            UNROLL
+            for (int k = 0; k < NT / 2; k++) {
+                UNROLL
+                for (int i = 0; i < 4; i++)
+                    left[m][k][i] = pack2<T>(weights[m][2 * k + i / 2][i % 2 * 2], weights[m][2 * k + i / 2][i % 2 * 2 + 1]);
+            }
+        }
+        const auto load = [&](u32 (&right)[4], int k, int n) { load_matrix_x4_transposed(right, reader(16 * k, n)); };
+        UNROLL
+        for (int n = 0; n < D / 16; n++) {
+            UNROLL
+            for (int m = 0; m < MT; m++) {
+                float both[2][4];
+                UNROLL
+                for (int e = 0; e < 4; e++) both[0][e] = sums[m][2 * n][e], both[1][e] = sums[m][2 * n + 1][e];
+                UNROLL
+                for (int k = 0; k < NT / 2; k++) {
+                    u32 right[4];
+                    load(right, k, n);
+                    const u32 even[2] = {right[0], right[1]}, odd[2] = {right[2], right[3]};
+                    mma_m16n8k16<T>(both[0], left[m][k], even);
+                    mma_m16n8k16<T>(both[1], left[m][k], odd);
+                }
+                bool numbers = true;
+                UNROLL
+                for (int e = 0; e < 4; e++) numbers = numbers && both[0][e] == both[0][e] && both[1][e] == both[1][e];
+                if (any(!numbers)) {
+                    // Row by row, each with the rows of b that it sees.
+                    for (u32 row = 0; row < 16; row++) {
+                        const u32 limit = shuffle(row < 8 ? seen[m][0] : seen[m][1], row % 8 * 4);
+                        float of_row[2][4];
+                        UNROLL
+                        for (int e = 0; e < 4; e++) of_row[0][e] = sums[m][2 * n][e], of_row[1][e] = sums[m][2 * n + 1][e];
+                        UNROLL
+                        for (int k = 0; k < NT / 2; k++) {
+                            u32 right[4];
+                            load(right, k, n);
+                            UNROLL
+                            for (int i = 0; i < 4; i++) right[i] = prelude::keys_below(right[i], 16 * k + i % 2 * 8 + lane() % 4 * 2, limit);
+                            const u32 even[2] = {right[0], right[1]}, odd[2] = {right[2], right[3]};
+                            mma_m16n8k16<T>(of_row[0], left[m][k], even);
+                            mma_m16n8k16<T>(of_row[1], left[m][k], odd);
+                        }
+                        UNROLL
+                        for (int e = 0; e < 4; e++) {
+                            const bool own = lane() / 4 + e / 2 * 8 == row;
+                            if (own) both[0][e] = of_row[0][e], both[1][e] = of_row[1][e];
+                        }
+                    }
+                }
+                UNROLL
+                for (int e = 0; e < 4; e++) sums[m][2 * n][e] = both[0][e], sums[m][2 * n + 1][e] = both[1][e];
+            }
+        }
+    } else {
+        const u32 t = lane() % 4;
+        UNROLL
+        for (int k = 0; k < 8 * NT; k++) {
+            const u32 holder = (lane() & 28u) + k % 8 / 2;
+            float left[MT][2];
+            UNROLL
+            for (int m = 0; m < MT; m++) {
+                left[m][0] = shuffle(weights[m][k / 8][k % 2], holder);
+                left[m][1] = shuffle(weights[m][k / 8][2 + k % 2], holder);
+            }
+            UNROLL
+            for (int n = 0; n < D / 8; n++) {
+                const Vector<float, 2> right = load<2>(b.element(k, 8 * n + 2 * t));
+                UNROLL
+                for (int m = 0; m < MT; m++) {
+                    UNROLL
+                    for (int e = 0; e < 4; e++) {
+                        const float sum = fma(left[m][e / 2], right[e % 2], sums[m][n][e]);
+                        sums[m][n][e] = u32(k) < seen[m][e / 2] ? sum : sums[m][n][e];
+                    }
+                }
+            }
+        }
+    }
+}

@@ -51,10 +51,12 @@ macro_rules! operations {
 mod arguments;
 pub mod device;
 mod math;
+pub mod numerics;
 mod parallel;
 mod scratch;
 pub mod simd;
 pub mod testing;
+pub mod working_memory;
 
 operations! {
     adamw,

@@ -5,6 +5,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prime_runtime::{DType, Device, Element, Result, Tensor, View, ViewMut};
 
@@ -96,7 +97,9 @@ pub(crate) fn device(
         Some(index) => free.swap_remove(index),
         None => {
             drop(free);
-            Tensor::zeros(device, dtype, &[elements.next_power_of_two()])?
+            let tensor = Tensor::zeros(device, dtype, &[elements.next_power_of_two()])?;
+            RESERVED.fetch_add(device_bytes(dtype, elements), Ordering::Relaxed);
+            tensor
         }
     };
     prime_runtime::emulated::forget(tensor.view_mut());
@@ -104,6 +107,18 @@ pub(crate) fn device(
 }
 
 static DEVICE_FREE: Mutex<Vec<Tensor>> = Mutex::new(Vec::new());
+
+static RESERVED: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes that all buffers of devices take.
+pub(crate) fn reserved() -> usize {
+    RESERVED.load(Ordering::Relaxed)
+}
+
+/// Bytes that a buffer of so many elements takes.
+pub(crate) fn device_bytes(dtype: DType, elements: usize) -> usize {
+    elements.next_power_of_two() * dtype.size()
+}
 
 impl DeviceScratch {
     /// What was lent, to read: `[rows, columns]`.

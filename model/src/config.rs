@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use prime_kernels::working_memory;
 use prime_runtime::DType;
 use serde_json::{Value, json};
 
@@ -126,6 +127,20 @@ const MAX_HEAD_DIM: usize = 1 << 12;
 const MAX_POSITIONS: usize = 1 << 30;
 
 impl Config {
+    /// What decides about the working memory of kernels on a device.
+    pub fn working_memory(&self, dtype: DType) -> working_memory::Sizes {
+        let qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim;
+        working_memory::Sizes {
+            dtype,
+            hidden: self.hidden_size,
+            widest: qkv.max(2 * self.intermediate_size),
+            heads: self.num_heads,
+            kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+            vocabulary: self.vocab_size,
+        }
+    }
+
     /// Reads the text of a `config.json`; `path` is for messages.
     ///
     /// # Errors

@@ -153,7 +153,14 @@ impl Decoder {
             let [input, output] =
                 activations.streams.get_disjoint_mut([from, to]).expect("two streams");
             let buffers = &mut activations.layers[set];
-            self.layer_forward(weights, index, lists, sizes, input.head(sizes.tokens), buffers)?;
+            let keep = match activations.mode {
+                Mode::Score => false,
+                Mode::Train => true,
+                // The others are computed again on the way back.
+                Mode::TrainCheckpointed => index + 1 == self.config.num_layers,
+            };
+            let input = input.head(sizes.tokens);
+            self.layer_forward(weights, index, lists, sizes, input, buffers, keep)?;
             self.layer_output(weights, index, sizes, buffers, output)?;
         }
         let last = match activations.mode {
@@ -228,7 +235,8 @@ impl Decoder {
                 Mode::TrainCheckpointed => {
                     // The last layer's buffers still hold what the forward pass left.
                     if index + 1 != self.config.num_layers {
-                        self.layer_forward(weights, index, lists, sizes, input, &mut layers[0])?;
+                        let layer = &mut layers[0];
+                        self.layer_forward(weights, index, lists, sizes, input, layer, true)?;
                     }
                     &layers[0]
                 }
@@ -244,7 +252,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// A layer up to its MLP's activation.
+    /// A layer up to its MLP's activation; with what the way back needs, where it is to be kept.
     fn layer_forward(
         &self,
         weights: &Weights,
@@ -253,6 +261,7 @@ impl Decoder {
         sizes: Sizes,
         input: View<'_>,
         buffers: &mut LayerBuffers,
+        keep: bool,
     ) -> Result<()> {
         let layer = &self.layout.layers[index];
         let epsilon = self.config.rms_norm_eps;
@@ -334,14 +343,13 @@ impl Decoder {
             weights.view(&layer.post_norm, &[sizes.hidden]),
             epsilon,
         )?;
-        matmul::forward(
+        matmul::forward_swiglu(
+            buffers.activated.head_mut(tokens),
             buffers.gate_up.head_mut(tokens),
+            keep,
             buffers.post_normed.head(tokens),
             weights.view(&layer.gate_up, &[2 * sizes.intermediate, sizes.hidden]),
-            Product::NT,
-            Epilogue::default(),
         )?;
-        swiglu::forward(buffers.activated.head_mut(tokens), buffers.gate_up.head(tokens))?;
         Ok(())
     }
 

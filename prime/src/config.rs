@@ -8,6 +8,7 @@ mod mix;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use prime_kernels::numerics::Numerics;
 use prime_model::{AdamWSettings, Decay, Schedule};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -103,6 +104,7 @@ pub struct Config {
     pub seed: u64,
     pub threads: usize,
     pub device: String,
+    pub numerics: String,
     pub task: TaskConfig,
     pub model: ModelConfig,
     pub sft: SftConfig,
@@ -407,6 +409,9 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         prime_runtime::Device::parse(&self.device)?;
+        if let Err(message) = self.numerics.parse::<Numerics>() {
+            bail!("numerics: {message}");
+        }
         self.sft.optimizer.check("sft")?;
         self.prm.optimizer.check("prm")?;
         self.policy.optimizer.check("policy")?;
@@ -523,6 +528,11 @@ impl Config {
     /// Where the models lie and compute.
     pub fn device(&self) -> prime_runtime::Device {
         prime_runtime::Device::parse(&self.device).unwrap_or_default()
+    }
+
+    /// How sums run on devices other than the host.
+    pub fn numerics(&self) -> Numerics {
+        self.numerics.parse().unwrap_or_default()
     }
 
     /// What the models compute in.

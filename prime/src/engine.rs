@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use prime_kernels::prm_loss;
+use prime_kernels::{device, prm_loss};
 use prime_model::{
     Activations, AdamW, Config as ModelConfig, Decoder, Gradients, Limits, Mode, OutputGradients,
     Pack, Schedule, Upload, Weights, on_host,
@@ -143,6 +143,13 @@ pub struct Engine {
     d_log_probs: Tensor, // (tokens)
     d_entropy: Tensor,   // (tokens)
     d_values: Tensor,    // (tokens)
+    cold: Cold,
+}
+
+/// Passes whose kernels have yet to be made ready.
+struct Cold {
+    forward: bool,
+    backward: bool,
 }
 
 impl Engine {
@@ -166,6 +173,7 @@ impl Engine {
             d_log_probs: Tensor::zeros(device, DType::F32, &[tokens])?,
             d_entropy: Tensor::zeros(device, DType::F32, &[tokens])?,
             d_values: Tensor::zeros(device, DType::F32, &[tokens])?,
+            cold: Cold { forward: true, backward: true },
         })
     }
 
@@ -254,8 +262,16 @@ impl Engine {
     ) -> Result<()> {
         let pass = Pass::Tokens(temperature);
         self.each_micro_batch(weights, samples, pass, |engine, samples, tokens| {
-            let Engine { decoder, activations, pack, inputs, d_log_probs, d_entropy, d_values } =
-                engine;
+            let Engine {
+                decoder,
+                activations,
+                pack,
+                inputs,
+                d_log_probs,
+                d_entropy,
+                d_values,
+                cold,
+            } = engine;
             let count = tokens.len();
             let mut d = TokenGradients {
                 log_probs: d_log_probs.head_mut(count),
@@ -274,13 +290,19 @@ impl Engine {
             };
             loss(scored, &mut d)?;
             let (uses_entropy, uses_values) = (d.uses_entropy, d.uses_values);
-            let d = OutputGradients {
-                log_probs: Some(d_log_probs.head(count)),
-                entropy: uses_entropy.then(|| d_entropy.head(count)),
-                values: uses_values.then(|| d_values.head(count)),
+            let device = activations.device();
+            let mut backward = || {
+                let d = OutputGradients {
+                    log_probs: Some(d_log_probs.head(count)),
+                    entropy: uses_entropy.then(|| d_entropy.head(count)),
+                    values: uses_values.then(|| d_values.head(count)),
+                };
+                decoder.backward_from(weights, pack, temperature, d, activations, gradients)
             };
-            decoder.backward_from(weights, pack, temperature, d, activations, gradients)?;
-            Ok(())
+            if std::mem::take(&mut cold.backward) {
+                device::prepare(device, &mut backward)?;
+            }
+            Ok(backward()?)
         })
     }
 
@@ -306,13 +328,18 @@ impl Engine {
                 "a prompt and response of {} tokens do not fit in a micro-batch of {limit}: raise train.micro_batch_tokens",
                 samples[start].rows()
             );
-            let Engine { decoder, activations, pack, .. } = self;
-            match pass {
+            let Engine { decoder, activations, pack, cold, .. } = self;
+            let device = activations.device();
+            let mut forward = || match pass {
                 Pass::Tokens(temperature) => {
-                    decoder.forward(weights, pack, temperature, activations)?
+                    decoder.forward(weights, pack, temperature, activations)
                 }
-                Pass::Values => decoder.forward_values(weights, pack, activations)?,
+                Pass::Values => decoder.forward_values(weights, pack, activations),
+            };
+            if std::mem::take(&mut cold.forward) {
+                device::prepare(device, &mut forward)?;
             }
+            forward()?;
             let tokens = first_token..first_token + self.pack.picked.len();
             first_token = tokens.end;
             then(self, start..end, tokens)?;

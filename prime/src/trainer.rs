@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use prime_kernels::numerics::{self, Numerics};
 use prime_kernels::policy_loss::Clip;
 use prime_model::{Config as ModelConfig, GenerationLimits, Generator, Mode, Sampling, Weights};
 use prime_runtime::Device;
@@ -421,11 +422,12 @@ impl Trainer {
     fn reward(&mut self, batch: &mut Rollouts, metrics: &mut Metrics) -> Result<()> {
         let Some(prm) = &mut self.prm else { return Ok(()) };
         let started = Instant::now();
-        let samples_what_it_trains =
-            self.config.rollout.temperature == 1.0 && self.config.device() == Device::Cpu;
+        let same_bits =
+            self.config.device() == Device::Cpu || numerics::chosen() == Numerics::Invariant;
+        let samples_what_it_trains = self.config.rollout.temperature == 1.0 && same_bits;
         batch.ref_log_probs = match &mut prm.reference {
-            // On the host the sampler's log-probs are the trainer's, bit for bit; at another temperature they are of another distribution.
-            // Elsewhere they differ by roundings, which would be rewards where the PRM is still the policy.
+            // On the host, and where sums do not depend on the batch, the sampler's log-probs are the trainer's, bit for bit; at another temperature
+            // they are of another distribution. Elsewhere they differ by roundings, which would be rewards where the PRM is still the policy.
             None if samples_what_it_trains => batch.old_log_probs.clone(),
             None => score(&mut self.engine, &self.policy.weights, batch)?,
             Some(frozen) => {

@@ -3,7 +3,8 @@
 use prime_runtime::{DType, Device, Tensor, View};
 
 use super::reference::{self, Heads};
-use super::{Mask, Span};
+use super::{Mask, Pages, Span};
+use crate::numerics::Numerics;
 use crate::testing::{
     Case, any_dtype, case, compare, cu_seqlens, from_f32, normal, roundoff, to_f64, zeros,
 };
@@ -136,7 +137,8 @@ impl Pack {
             .and_then(|()| agrees("d_v", &d_v, &d_v_exact, &bounds.d_v)))
     }
 
-    /// The last few tokens of every sequence over a cache that reserves rows for more, which hold what is not a number.
+    /// The last few tokens of every sequence over a cache that reserves rows for more, which hold what is not a number; then over the same cache in pages
+    /// that lie in any order.
     fn decoding(&self, random: &mut Case) -> prime_runtime::Result<Result<(), String>> {
         let Pack { dtype, heads, ref cu_seqlens, scale, .. } = *self;
         let (sequences, width) = (cu_seqlens.len() - 1, heads.heads * heads.head_dim);
@@ -144,7 +146,8 @@ impl Pack {
         // Devices split the keys of sequences that reserve much.
         let row = heads.kv_heads * heads.head_dim;
         let most = (200_000 / (row * sequences) as u32).clamp(1, 1500);
-        let reserved = (longest + random.below(most)) as usize;
+        let page = 16usize << random.below(4);
+        let reserved = ((longest + random.below(most)) as usize).next_multiple_of(page);
         let [q, k, v] = self.parts(&self.fused).map(|part| part.to_f32_vec());
         let cache = |values: &[f32]| {
             let mut cache = vec![f32::NAN; sequences * reserved * row];
@@ -170,15 +173,36 @@ impl Pack {
         let queries = if alone { queries } else { q };
         let dims = [queries.len() / width, heads.heads, heads.head_dim];
         let queries = from_f32(&queries, dtype, &dims);
-        let mut out = random.place(zeros(dtype, &dims));
-        super::decode(
-            out.view_mut(),
-            queries.to(self.device)?.view(),
-            keys.to(self.device)?.view(),
-            values.to(self.device)?.view(),
-            random.place(Tensor::from_slice(&spans, &[sequences, 4])?).view(),
-            scale,
-        )?;
+        let numerics = [Numerics::Fast, Numerics::Fast, Numerics::Invariant];
+        let numerics = numerics[random.below(3) as usize];
+        let on_device = queries.to(self.device)?;
+        let run = |random: &Case, keys: &Tensor, values: &Tensor, spans: &[u32], pages| {
+            let mut out = random.place(zeros(dtype, &dims));
+            super::decode_any(
+                "attention.decode",
+                out.view_mut(),
+                on_device.view(),
+                keys.to(self.device)?.view(),
+                values.to(self.device)?.view(),
+                random.place(Tensor::from_slice(spans, &[sequences, 4])?).view(),
+                pages,
+                scale,
+                numerics,
+            )?;
+            prime_runtime::Result::Ok(out)
+        };
+        let out = run(random, &keys, &values, &spans, None)?;
+        let paged = Paged::new(random, page, reserved, &spans);
+        let (paged_keys, paged_values) = (paged.cache(&keys), paged.cache(&values));
+        let table = random.place(Tensor::from_slice(&paged.table, &[sequences, reserved / page])?);
+        let pages = Pages { table: table.view(), size: page };
+        let from_pages = run(random, &paged_keys, &paged_values, &paged.spans, Some(pages))?;
+        let bits = |tensor: &Tensor| {
+            tensor.view().to_f32_vec().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        if bits(&out) != bits(&from_pages) {
+            return Ok(Err(format!("pages of {page} rows give other bits than one run of rows")));
+        }
 
         let [queries, keys, values] = [&queries, &keys, &values].map(to_f64);
         let spans: Vec<Span> = spans.chunks(4).map(Span::of_row).collect();
@@ -191,6 +215,48 @@ impl Pack {
         Ok(compare("decode", &to_f64(&out), &exact, |i| {
             1.01 * (bounds.out[i] + roundoff(dtype) * exact[i].abs())
         }))
+    }
+}
+
+/// A cache of equal shares cut into pages that lie in another order, with one besides that nobody names.
+struct Paged {
+    size: usize,
+    /// Where each page of the cache without pages lies.
+    places: Vec<usize>,
+    table: Vec<u32>,
+    spans: Vec<u32>,
+}
+
+impl Paged {
+    fn new(random: &mut Case, size: usize, reserved: usize, spans: &[u32]) -> Paged {
+        let sequences = spans.len() / 4;
+        let count = sequences * (reserved / size);
+        let mut places: Vec<usize> = (0..=count).collect();
+        for last in (1..=count).rev() {
+            places.swap(last, random.below(last as u32 + 1) as usize);
+        }
+        // A sequence's row of the table is not that of its span.
+        let row_of = |sequence: usize| sequences - 1 - sequence;
+        let (mut table, mut spans) = (vec![u32::MAX; count], spans.to_vec());
+        for (sequence, span) in spans.chunks_mut(4).enumerate() {
+            span[2] = row_of(sequence) as u32;
+            for page in 0..(span[3] as usize).div_ceil(size) {
+                let place = places[sequence * (reserved / size) + page];
+                table[row_of(sequence) * (reserved / size) + page] = place as u32;
+            }
+        }
+        Paged { size, places, table, spans }
+    }
+
+    /// The rows of a cache without pages where the pages lie.
+    fn cache(&self, rows: &Tensor) -> Tensor {
+        let (dims, values) = (rows.dims(), rows.view().to_f32_vec());
+        let page = self.size * dims[1] * dims[2];
+        let mut paged = vec![f32::NAN; self.places.len() * page];
+        for (from, &to) in values.chunks(page).zip(&self.places) {
+            paged[to * page..][..page].copy_from_slice(from);
+        }
+        from_f32(&paged, rows.dtype(), &[self.places.len() * self.size, dims[1], dims[2]])
     }
 }
 

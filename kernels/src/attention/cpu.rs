@@ -5,7 +5,7 @@
 
 use prime_runtime::{Element, Result, SharedMut, View, ViewMut};
 
-use super::{Mask, Span};
+use super::{Mask, Pages, Span};
 use crate::arguments::with_float;
 use crate::simd::multiversion;
 use crate::{math, parallel, scratch};
@@ -35,7 +35,8 @@ pub(super) fn forward(
 ) -> Result<()> {
     let span = |sequence| Span::of_cu_seqlens(&cu_seqlens, sequence);
     let sequences = cu_seqlens.dim(0) - 1;
-    let call = Call { out: out.shared(), lse: Some(lse.shared()), q, k, v, scale, mask };
+    let call =
+        Call { out: out.shared(), lse: Some(lse.shared()), q, k, v, pages: None, scale, mask };
     with_float!(q.dtype(), E => attend::<E>(&call, sequences, span))
 }
 
@@ -45,12 +46,14 @@ pub(super) fn decode(
     keys: View<'_>,
     values: View<'_>,
     spans: View<'_>,
+    pages: Option<Pages<'_>>,
     scale: f32,
 ) -> Result<()> {
     let span = |sequence| Span::of_row(spans.row::<u32>(sequence));
     let sequences = spans.dim(0);
     let out = out.shared();
-    let call = Call { out, lse: None, q, k: keys, v: values, scale, mask: Mask::Causal };
+    let mask = Mask::Causal;
+    let call = Call { out, lse: None, q, k: keys, v: values, pages, scale, mask };
     with_float!(q.dtype(), E => attend::<E>(&call, sequences, span))
 }
 
@@ -101,8 +104,24 @@ struct Call<'a> {
     q: View<'a>,
     k: View<'a>,
     v: View<'a>,
+    pages: Option<Pages<'a>>,
     scale: f32,
     mask: Mask,
+}
+
+impl Call<'_> {
+    /// The runs of neighbouring rows of `k` and `v` that hold `count` keys of a sequence from key `start` on: of each the number of keys before
+    /// it, its first row, and its rows. All but the last are whole vectors.
+    fn runs(&self, span: Span, start: usize, count: usize, mut run: impl FnMut(usize, usize, usize)) {
+        let Some(pages) = &self.pages else { return run(0, span.key + start, count) };
+        let mut done = 0;
+        while done < count {
+            let key = start + done;
+            let rows = (pages.size - key % pages.size).min(count - done);
+            run(done, pages.row(span.key, key), rows);
+            done += rows;
+        }
+    }
 }
 
 /// The working memory of one task; rows are (token, head of the group).
@@ -187,11 +206,14 @@ fn attend_tile<E: Element>(
     memory.sum[..rows].fill(0.0);
     let seen = span.visible(first + tokens - 1, call.mask);
     for start in (0..seen).step_by(KEYS) {
-        let keys = heads.keys(span.key + start, KEYS.min(seen - start), kv_head);
-        pack::transpose::<E>(memory.keys, &call.k, keys);
-        pack::widen::<E>(memory.values, &call.v, keys);
+        let count = KEYS.min(seen - start);
+        call.runs(span, start, count, |before, row, rows| {
+            let keys = heads.keys(row, rows, kv_head);
+            pack::transpose::<E>(&mut memory.keys[before..], &call.k, keys);
+            pack::widen::<E>(&mut memory.values[before * padded..], &call.v, keys);
+        });
         let visible = |row: usize| {
-            span.visible(first + row / group, call.mask).saturating_sub(start).min(keys.rows)
+            span.visible(first + row / group, call.mask).saturating_sub(start).min(count)
         };
         attend_block(heads, rows, visible, call.scale, memory);
     }

@@ -4,11 +4,12 @@ use std::f32::consts::LOG2_E;
 
 use prime_runtime::{DType, Result, View, ViewMut};
 
-use super::Mask;
+use super::{Mask, Pages};
 use crate::arguments;
 use crate::device::{
     Code, DeviceStruct, Launch, Pointer, by_dtype, device_struct, source, vectorised,
 };
+use crate::numerics::Numerics;
 use crate::scratch;
 use variants::{FRAGMENT, Part, padded};
 
@@ -39,12 +40,14 @@ device_struct! {
         v: Pointer,
         cu_seqlens: Pointer,
         spans: Pointer,
+        table: Pointer,
         sequences: u32,
         packed: u32,
         shared_by: u32,
         head_dim: u32,
         causal: u32,
         aligned: u32,
+        page_shift: u32,
         scale: f32,
         scale_log2: f32,
         out_stride: u64,
@@ -53,6 +56,7 @@ device_struct! {
         k_stride: u64,
         v_stride: u64,
         spans_stride: u64,
+        table_stride: u64,
     }
 
     struct AttentionDelta {
@@ -127,6 +131,7 @@ device_struct! {
         keys: Pointer,
         values: Pointer,
         spans: Pointer,
+        table: Pointer,
         sequences: u32,
         shared_by: u32,
         heads: u32,
@@ -134,12 +139,14 @@ device_struct! {
         head_dim: u32,
         splits: u32,
         aligned: u32,
+        page_shift: u32,
         scale_log2: f32,
         out_stride: u64,
         q_stride: u64,
         keys_stride: u64,
         values_stride: u64,
         spans_stride: u64,
+        table_stride: u64,
     }
 
     struct AttentionCombine {
@@ -202,7 +209,7 @@ pub(super) fn forward(
 #[derive(Clone, Copy)]
 enum Lengths<'a> {
     Offsets(View<'a>),
-    Spans(View<'a>),
+    Spans(View<'a>, Option<Pages<'a>>),
 }
 
 fn attend(
@@ -221,9 +228,9 @@ fn attend(
     let shared_by = heads / k.dim(1);
     let variant = variants::forward(q.dtype(), padded(operation, head_dim)?);
     // Over a cache the heads of a group read the same keys at the same time.
-    let (packed, offsets, spans) = match lengths {
-        Lengths::Offsets(offsets) => (1, Some(offsets), None),
-        Lengths::Spans(spans) => (shared_by, None, Some(spans)),
+    let (packed, offsets, spans, pages) = match lengths {
+        Lengths::Offsets(offsets) => (1, Some(offsets), None, None),
+        Lengths::Spans(spans, pages) => (shared_by, None, Some(spans), pages),
     };
     let aligned = aligned(head_dim, &[out.as_view(), q, k, v]);
     let (out_stride, lse_stride) =
@@ -237,12 +244,14 @@ fn attend(
         v: launch.read(v),
         cu_seqlens: launch.read_if(offsets),
         spans: launch.read_if(spans),
+        table: launch.read_if(pages.map(|pages| pages.table)),
         sequences: sequences as u32,
         packed: packed as u32,
         shared_by: shared_by as u32,
         head_dim: head_dim as u32,
         causal: u32::from(mask == Mask::Causal),
         aligned,
+        page_shift: page_shift(pages),
         scale,
         scale_log2: scale * LOG2_E,
         out_stride,
@@ -251,12 +260,18 @@ fn attend(
         k_stride: stride(k),
         v_stride: stride(v),
         spans_stride: spans.map_or(0, stride),
+        table_stride: pages.map_or(0, |pages| stride(pages.table)),
     };
     launch
         .grid([tiles(tokens * packed, variant.rows, sequences), heads / packed, 1])
         .block(variant.threads)
         .shared(variant.shared)
         .run(&arguments)
+}
+
+/// The rows of a page as a power of two.
+fn page_shift(pages: Option<Pages<'_>>) -> u32 {
+    pages.map_or(0, |pages| pages.size.trailing_zeros())
 }
 
 /// The most tiles that so many rows of so many sequences can take.
@@ -363,6 +378,34 @@ pub(super) fn backward(
         .run(&arguments)
 }
 
+/// Bytes that [`backward`] borrows.
+pub(crate) fn backward_scratch(tokens: usize, heads: usize) -> usize {
+    scratch::device_bytes(DType::F32, tokens * heads)
+}
+
+/// The most bytes that [`decode`] borrows for one new token of each of so many sequences or fewer, each with so many reserved keys.
+pub(crate) fn decode_scratch(
+    sequences: usize,
+    reserved: usize,
+    [heads, kv_heads, head_dim]: [usize; 3],
+) -> usize {
+    // Fewer sequences have more splits, and more keys each where the cache is theirs alone.
+    let most = (1..=sequences).map(|sequences_now| {
+        let row_tiles = tiles(sequences_now * heads / kv_heads, FRAGMENT, sequences_now);
+        let reserved = sequences * reserved / sequences_now;
+        let splits = splits(row_tiles * kv_heads, reserved);
+        if splits > 1 { splits * sequences_now * heads } else { 0 }
+    });
+    let rows = most.max().unwrap_or(0);
+    scratch::device_bytes(DType::F32, rows * head_dim) + scratch::device_bytes(DType::F32, rows)
+}
+
+/// Into how many parts the keys of each sequence are split when there are so many blocks of one part.
+fn splits(blocks: usize, reserved: usize) -> usize {
+    let worth = (reserved / KEYS_OF_SPLIT).clamp(1, MOST_SPLITS);
+    ENOUGH_BLOCKS.div_ceil(blocks).min(worth)
+}
+
 /// Sums of d_out * out over each head: `[tokens, heads]`.
 fn compute_delta(mut delta: ViewMut<'_>, d_out: View<'_>, out: View<'_>) -> Result<()> {
     let (tokens, heads, head_dim) = (out.dim(0), out.dim(1), out.dim(2));
@@ -383,23 +426,26 @@ fn compute_delta(mut delta: ViewMut<'_>, d_out: View<'_>, out: View<'_>) -> Resu
 }
 
 pub(super) fn decode(
+    operation: &'static str,
     mut out: ViewMut<'_>,
     q: View<'_>,
     keys: View<'_>,
     values: View<'_>,
     spans: View<'_>,
+    pages: Option<Pages<'_>>,
     scale: f32,
+    numerics: Numerics,
 ) -> Result<()> {
-    let operation = "attention.decode";
     let (tokens, heads, head_dim) = (q.dim(0), q.dim(1), q.dim(2));
     let (kv_heads, sequences) = (keys.dim(1), spans.dim(0));
     let (shared_by, dim) = (heads / kv_heads, padded(operation, head_dim)?);
     if tokens == 0 || sequences == 0 {
         return Ok(());
     }
-    // With many new tokens a sequence, as in prompts, tiles of queries keep the device busy and use each key more often.
-    if tokens * shared_by > 2 * FRAGMENT * sequences {
-        let lengths = Lengths::Spans(spans);
+    // With many new tokens a sequence, as in prompts, tiles of queries keep the device busy and use each key more often. And these walk over keys as
+    // `forward` does. A split that both could share would have `forward` keep a second set of sums, for which there are no registers.
+    if numerics == Numerics::Invariant || tokens * shared_by > 2 * FRAGMENT * sequences {
+        let lengths = Lengths::Spans(spans, pages);
         return attend(
             operation,
             out,
@@ -416,8 +462,9 @@ pub(super) fn decode(
     let variant = variants::decode(q.dtype(), dim);
     let row_tiles = tiles(tokens * shared_by, variant.rows, sequences);
     // Lengths are on the device: what the cache reserves for a sequence stands for them.
-    let worth = (keys.dim(0) / sequences / KEYS_OF_SPLIT).clamp(1, MOST_SPLITS);
-    let splits = ENOUGH_BLOCKS.div_ceil(row_tiles * kv_heads).min(worth);
+    let reserved =
+        pages.map_or(keys.dim(0) / sequences, |pages| pages.table.dim(1) * pages.size);
+    let splits = splits(row_tiles * kv_heads, reserved);
     let aligned = aligned(head_dim, &[q, keys, values]);
     let (out_stride, rows) = (stride(out.as_view()), tokens * heads);
     let parts = |columns| {
@@ -439,6 +486,7 @@ pub(super) fn decode(
             keys: launch.read(keys),
             values: launch.read(values),
             spans: launch.read(spans),
+            table: launch.read_if(pages.map(|pages| pages.table)),
             sequences: sequences as u32,
             shared_by: shared_by as u32,
             heads: heads as u32,
@@ -446,12 +494,14 @@ pub(super) fn decode(
             head_dim: head_dim as u32,
             splits: splits as u32,
             aligned,
+            page_shift: page_shift(pages),
             scale_log2: scale * LOG2_E,
             out_stride,
             q_stride: stride(q),
             keys_stride: stride(keys),
             values_stride: stride(values),
             spans_stride: stride(spans),
+            table_stride: pages.map_or(0, |pages| stride(pages.table)),
         };
         launch
             .grid([row_tiles, kv_heads, splits])

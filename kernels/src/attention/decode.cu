@@ -11,10 +11,11 @@ template <class T> struct AttentionDecode {
     Global<T> out;
     Global<float> part, part_lse;
     Global<const T> q, keys, values;
-    Global<const u32> spans;
-    u32 sequences, shared_by, heads, rows, head_dim, splits, aligned;
+    // The table is null where a sequence's keys lie one after another.
+    Global<const u32> spans, table;
+    u32 sequences, shared_by, heads, rows, head_dim, splits, aligned, page_shift;
     float scale_log2;
-    u64 out_stride, q_stride, keys_stride, values_stride, spans_stride;
+    u64 out_stride, q_stride, keys_stride, values_stride, spans_stride, table_stride;
 };
 
 template <class T> struct AttentionCombine {
@@ -32,7 +33,8 @@ template <class T, int D, int WARPS, int KEYS> KERNEL(WARPS * 32, 3) void attent
     const auto tiles_of = [&](u32 s) { return ceil_div(args.spans[s * args.spans_stride + 1] * args.shared_by, ROWS); };
     if (!find_tile(block_index(), args.sequences, tiles_of, sequence, tile)) return;
     const auto span = args.spans + sequence * args.spans_stride;
-    const u32 query = span[0], added = span[1], key = span[2], count = span[3], before = count - added;
+    const u32 query = span[0], added = span[1], count = span[3], before = count - added;
+    const CacheRows rows_of{args.table, args.table_stride, args.page_shift, span[2]};
     const u32 key_head = block_index(1), head = key_head * args.shared_by, first = tile * ROWS, rows = added * args.shared_by;
     const auto visible = [&](u32 row) { return min(before + row / args.shared_by + 1, count); };
     // Splits are whole rounds of the block's warps; the last ones of a short sequence are empty.
@@ -48,9 +50,11 @@ template <class T, int D, int WARPS, int KEYS> KERNEL(WARPS * 32, 3) void attent
     load_tile<ROWS, THREADS>(queries, thread_index(), query_row, rows - first, args.head_dim, args.aligned);
     const auto load_block = [&](u32 at, u32 stage) {
         const u32 offset = own + stage * STAGE, left = at < end ? end - at : 0;
-        const Strided<const T> k{args.keys + u64(key + at) * args.keys_stride + key_head * args.head_dim, args.keys_stride};
-        const Strided<const T> v{args.values + u64(key + at) * args.values_stride + key_head * args.head_dim, args.values_stride};
         if (left > 0) {
+            // A block lies within one page: it starts at a multiple of KEYS, which divides the rows of a page.
+            const u64 row = rows_of(at);
+            const Strided<const T> k{args.keys + row * args.keys_stride + key_head * args.head_dim, args.keys_stride};
+            const Strided<const T> v{args.values + row * args.values_stride + key_head * args.head_dim, args.values_stride};
             load_tile<KEYS, 32>(Tile<T, D>{offset}, lane(), k, left, args.head_dim, args.aligned);
             load_tile<KEYS, 32>(Tile<T, D>{offset + KEYS * BYTES}, lane(), v, left, args.head_dim, args.aligned);
         }
@@ -106,7 +110,17 @@ template <class T, int D, int WARPS, int KEYS> KERNEL(WARPS * 32, 3) void attent
                 sums[0][n][2 * h + 1] *= correction;
             }
         }
-        add_weighted_rows(sums, scores, values);
+        if (at + KEYS > visible(first)) {
+            u32 seen[1][2];
+            UNROLL
+            for (int h = 0; h < 2; h++) {
+                const u32 all = visible(first + g + 8 * h);
+                seen[0][h] = all > at ? all - at : 0;
+            }
+            add_weighted_seen_rows(sums, scores, values, seen);
+        } else {
+            add_weighted_rows(sums, scores, values);
+        }
         // All lanes have read this stage before it is copied over.
         sync_warp();
         load_block(at + 2 * WARPS * KEYS, stage);

@@ -13,12 +13,14 @@ template <class T> struct AttentionForward {
     Global<const T> q, k, v;
     // One of the two: (sequences + 1) offsets of packed sequences, or (sequences, 4) spans over a cache.
     Global<const u32> cu_seqlens, spans;
+    // Of a cache in pages; null where a sequence's keys lie one after another.
+    Global<const u32> table;
     u32 sequences;
     // Query heads that are rows of one tile, and query heads of a key/value head.
     u32 packed, shared_by;
-    u32 head_dim, causal, aligned;
+    u32 head_dim, causal, aligned, page_shift;
     float scale, scale_log2;
-    u64 out_stride, lse_stride, q_stride, k_stride, v_stride, spans_stride;
+    u64 out_stride, lse_stride, q_stride, k_stride, v_stride, spans_stride, table_stride;
 };
 
 struct Span {
@@ -55,8 +57,15 @@ template <class T, int D, int WARPS, int MT, int COLS> KERNEL(WARPS * 32, 2) voi
 
     const Tile<T, D> queries{0}, keys{ROWS * D * u32(sizeof(T))}, values{(ROWS + COLS) * D * u32(sizeof(T))};
     const auto load_block = [&](Tile<T, D> to, Global<const T> from, u64 stride, u32 step) {
-        const Global<const T> start = from + (span.key + step * COLS) * stride + key_head * args.head_dim;
-        load_tile<COLS, THREADS>(to, thread_index(), Strided<const T>{start, stride}, span.keys - step * COLS, args.head_dim, args.aligned);
+        const u32 left = span.keys - step * COLS;
+        if (args.table) {
+            const CacheRows rows_of{args.table, args.table_stride, args.page_shift, span.key};
+            const auto row_of = [&](u32 row) { return from + rows_of(step * COLS + min(row, left - 1)) * stride + key_head * args.head_dim; };
+            load_tile<COLS, THREADS>(to, thread_index(), row_of, left, args.head_dim, args.aligned);
+        } else {
+            const Global<const T> start = from + (span.key + step * COLS) * stride + key_head * args.head_dim;
+            load_tile<COLS, THREADS>(to, thread_index(), Strided<const T>{start, stride}, left, args.head_dim, args.aligned);
+        }
         copy_async_commit();
     };
     const auto query_row = [&](u32 row) {
@@ -91,7 +100,8 @@ template <class T, int D, int WARPS, int MT, int COLS> KERNEL(WARPS * 32, 2) voi
         sync_block();
         if (step + 1 < steps) load_block(keys, args.k, args.k_stride, step + 1);
         if (!active) continue;
-        if ((step + 1) * COLS > seen_first) {
+        const bool masked = (step + 1) * COLS > seen_first;
+        if (masked) {
             UNROLL
             for (int m = 0; m < MT; m++) {
                 UNROLL
@@ -136,7 +146,20 @@ template <class T, int D, int WARPS, int MT, int COLS> KERNEL(WARPS * 32, 2) voi
                 }
             }
         }
-        add_weighted_rows(sums, scores, values);
+        if (masked) {
+            u32 seen[MT][2];
+            UNROLL
+            for (int m = 0; m < MT; m++) {
+                UNROLL
+                for (int h = 0; h < 2; h++) {
+                    const u32 all = visible(warp_first + 16 * m + g + 8 * h), before_step = step * COLS;
+                    seen[m][h] = all > before_step ? all - before_step : 0;
+                }
+            }
+            add_weighted_seen_rows(sums, scores, values, seen);
+        } else {
+            add_weighted_rows(sums, scores, values);
+        }
     }
     if (warp_first >= rows) return;
     float inverse[MT][2];

@@ -7,19 +7,26 @@
 //! Keys are visited in blocks of a fixed size aligned to the start of their sequence, and every score and every output is one chain of
 //! fused multiply-adds in order: a token's output does not depend on the batch around it, and [`decode`] over a cache gives the bits of [`forward`].
 //!
+//! What a query must not see does not reach its output, even where it is not a number. (In the gradients of a batch that holds such it may.)
+//!
+//! A cache may lie in pages ([`decode_paged`]): a sequence's keys and values then lie wherever a table says, and sequences may share pages. The sums
+//! are those of a cache without pages, in the same order.
+//!
 //! On devices the weights, and in backward the gradients of the scores, are rounded to bfloat16 before the next product where storage is bfloat16,
-//! and nothing but storage is rounded where it is float32. Forward and backward still give a sequence the same bits in any batch; decoding splits
-//! keys by the size of the batch, so that its bits are those of [`forward`] on the host only. No sum is atomic: same call, same bits.
+//! and nothing but storage is rounded where it is float32. Forward and backward still give a sequence the same bits in any batch. Decoding there splits
+//! keys over blocks by the size of the batch, unless [`Numerics::Invariant`] is chosen: then a block walks over all keys of its queries in the steps of
+//! [`forward`], and gives its bits, as on the host. No sum is atomic: same call, same bits.
 //!
 //! Sources: Dao et al., arXiv 2205.14135 and 2307.08691; Ainslie et al., arXiv 2305.13245.
 
 use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
 
 use crate::arguments;
+use crate::numerics::{self, Numerics};
 
 pub mod check;
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
@@ -42,7 +49,7 @@ pub struct Span {
     pub query: usize,
     /// Rows in `q`.
     pub new: usize,
-    /// First row in `k` and `v`.
+    /// First row in `k` and `v`; over a cache in pages the row of the table.
     pub key: usize,
     /// Rows in `k` and `v`.
     pub keys: usize,
@@ -68,6 +75,26 @@ impl Span {
             Mask::Causal => self.keys - self.new + index + 1,
             Mask::Full => self.keys,
         }
+    }
+}
+
+/// How a cache is divided into pages.
+#[derive(Clone, Copy)]
+pub struct Pages<'a> {
+    /// `[tables, pages]` (u32): which pages of the cache hold a sequence's keys and values, in order. Entries beyond the last that a sequence
+    /// needs are not read.
+    pub table: View<'a>,
+    /// Rows of a page: a power of two, at least [`LEAST_PAGE`]. Page p is rows p * size to (p + 1) * size of the cache.
+    pub size: usize,
+}
+
+/// Fewest rows of a page: what kernels on all devices take from one place at once.
+pub const LEAST_PAGE: usize = 16;
+
+impl Pages<'_> {
+    /// The row of the cache that holds a key of a sequence with that row of the table.
+    fn row(&self, table: usize, key: usize) -> usize {
+        self.table.row::<u32>(table)[key / self.size] as usize * self.size + key % self.size
     }
 }
 
@@ -171,7 +198,39 @@ pub fn decode(
     spans: View<'_>,
     scale: f32,
 ) -> Result<()> {
-    let operation = "attention.decode";
+    decode_any("attention.decode", out, q, keys, values, spans, None, scale, numerics::chosen())
+}
+
+/// [`decode`] over a cache in pages: the third number of a span is the row of `pages.table` that names the sequence's pages. Sequences may share
+/// pages, those of a common beginning say, as long as nobody writes there.
+///
+/// # Errors
+/// As for [`decode`], or when the size of a page is not a power of two from [`LEAST_PAGE`] on, or (where the host holds the table) a page lies
+/// outside the cache.
+pub fn decode_paged(
+    out: ViewMut<'_>,
+    q: View<'_>,
+    keys: View<'_>,
+    values: View<'_>,
+    spans: View<'_>,
+    pages: Pages<'_>,
+    scale: f32,
+) -> Result<()> {
+    let (operation, numerics) = ("attention.decode_paged", numerics::chosen());
+    decode_any(operation, out, q, keys, values, spans, Some(pages), scale, numerics)
+}
+
+fn decode_any(
+    operation: &'static str,
+    out: ViewMut<'_>,
+    q: View<'_>,
+    keys: View<'_>,
+    values: View<'_>,
+    spans: View<'_>,
+    pages: Option<Pages<'_>>,
+    scale: f32,
+    numerics: Numerics,
+) -> Result<()> {
     let mut dims = NamedDims::new(operation);
     dims.bind("q", q.dims(), ["new_tokens", "heads", "head_dim"])?;
     dims.bind("keys", keys.dims(), ["cache_rows", "kv_heads", "head_dim"])?;
@@ -185,12 +244,21 @@ pub fn decode(
     check_storage(operation, q, &[("keys", keys), ("values", values), ("out", out.as_view())])?;
     arguments::dtype::<u32>(operation, "spans", spans)?;
     check_scale(&dims, scale)?;
+    if let Some(Pages { table, size }) = pages {
+        dims.bind("table", table.dims(), ["tables", "pages"])?;
+        arguments::dtype::<u32>(operation, "table", table)?;
+        if size < LEAST_PAGE || !size.is_power_of_two() {
+            return dims.fail(format!(
+                "a page has {size} rows, expected a power of two of at least {LEAST_PAGE}"
+            ));
+        }
+    }
     match q.device() {
         Device::Cpu => {
-            check_spans(&dims, spans)?;
-            cpu::decode(out, q, keys, values, spans, scale)
+            check_spans(&dims, spans, pages)?;
+            cpu::decode(out, q, keys, values, spans, pages, scale)
         }
-        _ => cuda::decode(out, q, keys, values, spans, scale),
+        _ => cuda::decode(operation, out, q, keys, values, spans, pages, scale, numerics),
     }
 }
 
@@ -251,7 +319,7 @@ fn check_cumulative(dims: &NamedDims, cu_seqlens: View<'_>) -> Result<()> {
     Ok(())
 }
 
-fn check_spans(dims: &NamedDims, spans: View<'_>) -> Result<()> {
+fn check_spans(dims: &NamedDims, spans: View<'_>, pages: Option<Pages<'_>>) -> Result<()> {
     let (new_tokens, cache_rows) = (dims.size("new_tokens"), dims.size("cache_rows"));
     let mut end = 0;
     for sequence in 0..spans.dim(0) {
@@ -262,11 +330,15 @@ fn check_spans(dims: &NamedDims, spans: View<'_>) -> Result<()> {
                 query + new
             ));
         }
-        if key + keys > cache_rows {
-            return dims.fail(format!(
-                "span {sequence} ends at row {} of the cache, which has {cache_rows}",
-                key + keys
-            ));
+        match pages {
+            None if key + keys > cache_rows => {
+                return dims.fail(format!(
+                    "span {sequence} ends at row {} of the cache, which has {cache_rows}",
+                    key + keys
+                ));
+            }
+            None => (),
+            Some(pages) => check_pages(dims, sequence, key, keys, pages)?,
         }
         if new > keys {
             return dims.fail(format!(
@@ -283,4 +355,35 @@ fn check_spans(dims: &NamedDims, spans: View<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks that the table names a page of the cache for every key of a span.
+fn check_pages(
+    dims: &NamedDims,
+    sequence: usize,
+    table: usize,
+    keys: usize,
+    pages: Pages<'_>,
+) -> Result<()> {
+    let (tables, columns, size) = (dims.size("tables"), dims.size("pages"), pages.size);
+    let cache_rows = dims.size("cache_rows");
+    if table >= tables {
+        return dims.fail(format!(
+            "span {sequence} names row {table} of `table`, which has {tables}"
+        ));
+    }
+    if keys > columns * size {
+        return dims.fail(format!(
+            "span {sequence} has {keys} keys, but its {columns} pages of {size} rows hold {}",
+            columns * size
+        ));
+    }
+    let used = &pages.table.row::<u32>(table)[..keys.div_ceil(size)];
+    match used.iter().find(|&&page| (page as usize + 1) * size > cache_rows) {
+        None => Ok(()),
+        Some(page) => dims.fail(format!(
+            "span {sequence} has keys in page {page}, but the cache's {cache_rows} rows are {} pages of {size}",
+            cache_rows / size
+        )),
+    }
 }

@@ -3,7 +3,8 @@
 use prime_runtime::random::Generator;
 use prime_runtime::{DType, Device, Tensor, View};
 
-use super::Mask;
+use super::{Mask, Pages};
+use crate::numerics::Numerics;
 use crate::testing::{assert_independent_of_threads, generator, normal, zeros};
 
 const KV_HEADS: usize = 2;
@@ -50,7 +51,6 @@ impl Pack {
         Pack { cu_seqlens, q, k, v, d_out }
     }
 
-    #[cfg(feature = "emulated")]
     fn to(&self, device: Device) -> Pack {
         let [q, k, v, d_out] =
             [&self.q, &self.k, &self.v, &self.d_out].map(|tensor| tensor.to(device).unwrap());
@@ -192,16 +192,110 @@ fn results_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn what_a_causal_query_must_not_see_does_not_change_it() {
-    let mut random = generator(14);
-    let mut pack = Pack::random(&mut random, DType::F32, &[90], 2, 16);
-    let before = pack.run(Mask::Causal).out;
-    for token in 41..90 {
-        pack.k.view_mut().row_mut::<f32>(token).fill(f32::INFINITY);
-        pack.v.view_mut().row_mut::<f32>(token).fill(f32::NAN);
+    for device in devices() {
+        for (dtype, head_dim) in [(DType::F32, 16), (DType::BF16, 16), (DType::BF16, 80)] {
+            let mut random = generator(14);
+            let mut pack = Pack::random(&mut random, dtype, &[90], 2, head_dim);
+            // The last five of 43 tokens over a cache of these.
+            let decode = |pack: &Pack, numerics| {
+                let spans = Tensor::from_slice(&[38u32, 5, 0, 43], &[1, 4]).unwrap();
+                let mut out = Tensor::zeros(device, dtype, pack.q.dims()).unwrap();
+                let (q, k, v) = (pack.q.view(), pack.k.view(), pack.v.view());
+                let (what, spans) = ("attention.decode", spans.to(device).unwrap());
+                let spans = spans.view();
+                super::decode_any(what, out.view_mut(), q, k, v, spans, None, 0.3, numerics)
+                    .unwrap();
+                bits(&out)
+            };
+            let run = |pack: &Pack| {
+                let pack = pack.to(device);
+                let fast = decode(&pack, Numerics::Fast);
+                [pack.run(Mask::Causal).out, fast, decode(&pack, Numerics::Invariant)]
+            };
+            let before = run(&pack);
+            let spoil = |tensor: &mut Tensor, value: f32| {
+                let mut values = tensor.view().to_f32_vec();
+                values[41 * KV_HEADS * head_dim..].fill(value);
+                *tensor = crate::testing::from_f32(&values, dtype, tensor.dims());
+            };
+            spoil(&mut pack.k, f32::INFINITY);
+            spoil(&mut pack.v, f32::NAN);
+            let after = run(&pack);
+            let end = 41 * pack.q.dims()[1] * head_dim;
+            for (before, after) in before.iter().zip(&after) {
+                assert!(after[..end] == before[..end], "{device}, {dtype}");
+                assert!(after[end..] != before[end..], "{device}, {dtype}");
+            }
+        }
     }
-    let after = pack.run(Mask::Causal).out;
-    assert!(after[..41 * 64] == before[..41 * 64]);
-    assert!(after[41 * 64..] != before[41 * 64..]);
+}
+
+#[test]
+fn sequences_that_share_pages_give_the_bits_of_sequences_with_keys_of_their_own() {
+    for device in devices() {
+        let mut random = generator(16);
+        for (dtype, size) in [(DType::F32, 16), (DType::BF16, 64)] {
+            // Two sequences of one beginning of two pages, and then of their own; as many tokens in each.
+            let (shared, own, head_dim) = (2 * size, 21, 24);
+            let mut tensor = |rows: usize, heads: usize| {
+                normal(&mut random, dtype, &[rows, heads, head_dim], 1.0)
+            };
+            let (q, k, v) = (tensor(6, 4), tensor(shared + 2 * own, 2), tensor(shared + 2 * own, 2));
+            let row = 2 * head_dim;
+            // Pages 0 to 1: the beginning. Then two pages each.
+            let paged = |rows: &Tensor| {
+                let from = rows.view().to_f32_vec();
+                let mut to = vec![f32::NAN; 6 * size * row];
+                to[..shared * row].copy_from_slice(&from[..shared * row]);
+                for sequence in 0..2 {
+                    let rest = &from[(shared + sequence * own) * row..][..own * row];
+                    to[(2 + 2 * sequence) * size * row..][..own * row].copy_from_slice(rest);
+                }
+                crate::testing::from_f32(&to, dtype, &[6 * size, 2, head_dim])
+            };
+            let apart = |rows: &Tensor| {
+                let from = rows.view().to_f32_vec();
+                let own = |s: usize| &from[(shared + s * own) * row..][..own * row];
+                let beginning = &from[..shared * row];
+                let to = [beginning, own(0), beginning, own(1)].concat();
+                crate::testing::from_f32(&to, dtype, &[to.len() / row, 2, head_dim])
+            };
+            let place = |tensor: Tensor| tensor.to(device).unwrap();
+            let length = (shared + own) as u32;
+            let spans = [0, 3, 0, length, 3, 3, 1, length];
+            let spans = place(Tensor::from_slice(&spans, &[2, 4]).unwrap());
+            let table = place(Tensor::from_slice(&[0u32, 1, 2, 3, 0, 1, 4, 5], &[2, 4]).unwrap());
+            let mut out = place(zeros(dtype, q.dims()));
+            let (q, keys, values) = (place(q), place(paged(&k)), place(paged(&v)));
+            let pages = Pages { table: table.view(), size };
+            super::decode_paged(
+                out.view_mut(),
+                q.view(),
+                keys.view(),
+                values.view(),
+                spans.view(),
+                pages,
+                0.3,
+            )
+            .unwrap();
+            let spans = [0, 3, 0, length, 3, 3, length, length];
+            let spans = place(Tensor::from_slice(&spans, &[2, 4]).unwrap());
+            let mut expected = place(zeros(dtype, q.dims()));
+            let (keys, values) = (place(apart(&k)), place(apart(&v)));
+            let (keys, values) = (keys.view(), values.view());
+            super::decode(expected.view_mut(), q.view(), keys, values, spans.view(), 0.3).unwrap();
+            assert!(bits(&out) == bits(&expected), "{device}, {dtype}");
+        }
+    }
+}
+
+/// The host and, where it is built in, the emulated device.
+fn devices() -> Vec<Device> {
+    let mut devices = vec![Device::Cpu];
+    if crate::device::emulated_available() {
+        devices.push(Device::Emulated);
+    }
+    devices
 }
 
 #[test]
@@ -285,6 +379,33 @@ fn calls_that_disagree_with_the_contract_are_refused_with_a_sentence() {
         decode(&[0, 2, 0, 2, 1, 1, 4, 1]),
         "attention.decode: span 1 starts at row 1 of `q`, but the spans before it reach row 2"
     );
+
+    let paged = |spans: &[u32], table: &[u32], size| {
+        let (q, cache) = (zeros(f32, &[4, 2, 8]), zeros(f32, &[64, 1, 8]));
+        let mut out = zeros(f32, &[4, 2, 8]);
+        let spans = View::from_slice(spans, &[spans.len() / 4, 4]);
+        let pages = Pages { table: View::from_slice(table, &[1, table.len()]), size };
+        let (q, cache) = (q.view(), cache.view());
+        super::decode_paged(out.view_mut(), q, cache, cache, spans, pages, 1.0)
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        paged(&[0, 1, 0, 1], &[0], 24),
+        "attention.decode_paged: a page has 24 rows, expected a power of two of at least 16"
+    );
+    assert_eq!(
+        paged(&[0, 1, 1, 1], &[0], 16),
+        "attention.decode_paged: span 0 names row 1 of `table`, which has 1"
+    );
+    assert_eq!(
+        paged(&[0, 1, 0, 33], &[0, 1], 16),
+        "attention.decode_paged: span 0 has 33 keys, but its 2 pages of 16 rows hold 32"
+    );
+    assert_eq!(
+        paged(&[0, 1, 0, 17], &[0, 4], 16),
+        "attention.decode_paged: span 0 has keys in page 4, but the cache's 64 rows are 4 pages of 16"
+    );
 }
 
 /// On the emulated device.
@@ -301,6 +422,49 @@ mod emulated {
             let pack = Pack::random(&mut random, dtype, &[70, 0, 1, 129, 33], 2, 20).to(DEVICE);
             assert_same_bits_alone(&pack, mask);
             assert!(pack.run(mask) == pack.run(mask), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn invariant_decoding_gives_the_bits_of_the_training_forward() {
+        let mut random = generator(17);
+        for (dtype, group, head_dim) in
+            [(DType::F32, 3, 32), (DType::BF16, 4, 24), (DType::BF16, 7, 128), (DType::F32, 1, 80)]
+        {
+            let lengths = [1, 65, 200, 0, 63, 130];
+            let pack = Pack::random(&mut random, dtype, &lengths, group, head_dim).to(DEVICE);
+            let expected = pack.run(Mask::Causal).out;
+            for new in [1, 3, 40] {
+                // The last tokens of each sequence over keys that are rows of the pack itself.
+                let spans: Vec<u32> = pack
+                    .cu_seqlens
+                    .windows(2)
+                    .flat_map(|pair| {
+                        let (length, new) = (pair[1] - pair[0], new.min(pair[1] - pair[0]));
+                        [pair[1] - new, new, pair[0], length]
+                    })
+                    .collect();
+                let view = Tensor::from_slice(&spans, &[lengths.len(), 4]).unwrap();
+                let view = view.to(DEVICE).unwrap();
+                let mut out = Tensor::zeros(DEVICE, dtype, pack.q.dims()).unwrap();
+                super::super::decode_any(
+                    "attention.decode",
+                    out.view_mut(),
+                    pack.q.view(),
+                    pack.k.view(),
+                    pack.v.view(),
+                    view.view(),
+                    None,
+                    0.3,
+                    Numerics::Invariant,
+                )
+                .unwrap();
+                let (out, width) = (bits(&out), pack.q.dims()[1] * head_dim);
+                for span in spans.chunks(4) {
+                    let rows = span[0] as usize * width..(span[0] + span[1]) as usize * width;
+                    assert!(out[rows.clone()] == expected[rows], "{dtype}, {new} new tokens");
+                }
+            }
         }
     }
 

@@ -4,8 +4,8 @@
 //! crate is built with the feature `emulated`. Its `cuda.rs` fills one argument struct a kernel and starts it through `Launch`, which
 //! is the same for both.
 
-use prime_runtime::Device;
-use prime_runtime::cuda::Program;
+use prime_runtime::cuda::{self, Program};
+use prime_runtime::{Device, Result};
 
 #[cfg(feature = "emulated")]
 mod emulator;
@@ -117,17 +117,44 @@ pub const fn emulated_available() -> bool {
 /// The device code of all rooms.
 pub const CODE: &[&Code] = crate::CODE;
 
+/// Every instance that the device code of all rooms lists, to be made ready by [`cuda::warm`].
+pub fn instances() -> Vec<(Program, &'static str)> {
+    let of = |source: &'static Source| {
+        let lines = source.text.lines();
+        let texts =
+            lines.filter_map(|line| line.strip_prefix("INSTANCE(")?.trim_end().strip_suffix(')'));
+        texts.map(|text| (source.program(), text))
+    };
+    CODE.iter().flat_map(|code| code.sources).flat_map(of).collect()
+}
+
+/// Makes ready, on all cores, the kernels that `work` starts on this thread; nothing is started. Elsewhere than on a GPU there is nothing to make
+/// ready, and `work` is not called. Without this the first step compiles what no cache holds one kernel after another.
+///
+/// # Errors
+/// When `work` fails, or a kernel cannot be compiled.
+pub fn prepare<E: From<prime_runtime::Error>>(
+    device: Device,
+    work: impl FnOnce() -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let Device::Cuda(number) = device else { return Ok(()) };
+    let wanted = launch::list(work)?;
+    let kernels: Vec<(Program, &str)> =
+        wanted.iter().map(|(source, text)| (source.program(), text.as_str())).collect();
+    Ok(cuda::warm(number, &kernels)?)
+}
+
 /// Checks that kernels can be started on a device in this build.
 ///
 /// # Errors
 /// A sentence that says what is missing.
-pub fn check(device: Device) -> prime_runtime::Result<()> {
+pub fn check(device: Device) -> Result<()> {
     match device {
         Device::Emulated if !emulated_available() => Err(prime_runtime::Error::Device(
             "this program was built without the emulated device; build it with `--features emulated`, which needs a C++ compiler"
                 .to_owned(),
         )),
-        Device::Cuda(number) => prime_runtime::cuda::ready(number),
+        Device::Cuda(number) => cuda::ready(number),
         _ => Ok(()),
     }
 }

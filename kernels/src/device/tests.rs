@@ -1,5 +1,7 @@
 //! What Rust and `.cu` texts must agree on, checked without a device.
 
+#[cfg(feature = "emulated")]
+use super::launch;
 use super::{CODE, StructLayout};
 
 /// A `.cu` text without comments.
@@ -92,4 +94,25 @@ fn a_struct_is_read_with_its_types_and_several_names_a_line() {
     let expected = [("x", "Pointer"), ("y", "Pointer"), ("rows", "u32"), ("epsilon", "float")];
     assert_eq!(found, expected.map(|(name, kind)| (name.to_owned(), kind.to_owned())));
     assert_eq!(fields_of(&text, "B"), None);
+}
+
+/// The emulated device stands for a GPU: a launcher asks both for the same.
+#[cfg(feature = "emulated")]
+#[test]
+fn launches_that_are_listed_are_not_started() {
+    use prime_runtime::{DType, Device, Tensor};
+
+    let mut out = Tensor::zeros(Device::Emulated, DType::F32, &[3, 8]).unwrap();
+    let names = |listed: Vec<launch::Wanted>| -> Vec<String> {
+        listed.iter().map(|(source, text)| format!("{} {text}", source.name)).collect()
+    };
+    let fill = |out: &mut Tensor| crate::fill::forward(out.view_mut(), 7.0);
+    let listed = launch::list(|| fill(&mut out).and_then(|()| fill(&mut out)));
+    let listed = names(listed.unwrap());
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert!(listed[0].starts_with("fill/fill.cu fill<float"), "{listed:?}");
+    assert!(out.view().to_f32_vec().iter().all(|&x| x == 0.0));
+    // And the next launch runs.
+    fill(&mut out).unwrap();
+    assert!(out.view().to_f32_vec().iter().all(|&x| x == 7.0));
 }

@@ -47,6 +47,11 @@ pub(super) fn forward(out: ViewMut<'_>, tokens: View<'_>, table: View<'_>) -> Re
     gather::cuda::forward(out, table, tokens)
 }
 
+/// Bytes that [`backward`] borrows.
+pub(crate) fn backward_scratch(vocabulary: usize) -> usize {
+    scratch::device_bytes(DType::U32, 2 * vocabulary)
+}
+
 pub(super) fn backward(mut d_table: ViewMut<'_>, d_out: View<'_>, tokens: View<'_>) -> Result<()> {
     let (device, positions) = (d_out.device(), tokens.dim(0));
     let [vocabulary, hidden] = [d_table.dim(0), d_table.dim(1)];

@@ -9,7 +9,7 @@ use crate::arguments::{self, with_float};
 
 pub mod check;
 pub(crate) mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 pub mod reference;
 
 pub(crate) use cuda::CODE;

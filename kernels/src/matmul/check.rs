@@ -6,8 +6,9 @@ use prime_runtime::{DType, Device, Tensor, View, ViewMut};
 use super::cpu::{Product, Right};
 use super::cuda::{self, Plan};
 use super::reference::{self, Shape};
+use super::Settings;
 use super::{
-    Activation, Epilogue, Layout, Packed, Settings, accumulate, backward, forward, forward_packed,
+    Activation, Epilogue, Layout, Packed, accumulate, backward, forward, forward_packed,
     forward_swiglu,
 };
 use crate::testing::{Case, any_dtype, case, compare, from_f32, roundoff, to_f64};
@@ -293,7 +294,7 @@ fn check_backward(
     shape: Shape,
     dtype: DType,
 ) -> Result<(), String> {
-    let settings = super::settings().map_err(|e| e.to_string())?;
+    let settings = super::settings();
     let (a_dims, b_dims) = stored(shape);
     let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
     let d_out = Matrix::normal(random, dtype, [shape.m, shape.n]);
@@ -344,22 +345,24 @@ fn check_swiglu(
     let mut out = Matrix::normal(random, dtype, [shape.m, half]);
     let mut alone = out.copy();
     let mut gate_up = Matrix::normal(random, dtype, [shape.m, shape.n]);
+    let mut room = gate_up.copy();
     let gaps = [out.copy(), gate_up.copy()];
     let settings = Settings { tf32: random.below(3) == 0, invariant: false };
-    let tile = random.below(4) as usize;
-    let run = |out: &mut Matrix, gate_up: Option<&mut Matrix>| {
-        let (out, gate_up) = (out.view_mut(), gate_up.map(Matrix::view_mut));
-        let outcome = match device {
-            Device::Cpu => forward_swiglu(out, gate_up, a.view(), b.view()),
-            _ => {
-                let plan = Plan::of(tile, 1, [a.view(), b.view()], dtype, settings);
-                cuda::swiglu(out, gate_up, a.view(), b.view(), plan)
-            }
+    // Of devices one of the tile sizes, or that of the shape.
+    let tile = random.below(5) as usize;
+    let settings = if tile == 4 { super::settings() } else { settings };
+    let run = |out: &mut Matrix, gate_up: &mut Matrix, keep: bool| {
+        let (out, gate_up) = (out.view_mut(), gate_up.view_mut());
+        let outcome = if device == Device::Cpu || tile == 4 {
+            forward_swiglu(out, gate_up, keep, a.view(), b.view())
+        } else {
+            let plan = Plan::of(tile, 1, [a.view(), b.view()], dtype, settings);
+            cuda::swiglu(out, keep.then_some(gate_up), a.view(), b.view(), plan)
         };
         outcome.map_err(|error| error.to_string())
     };
-    run(&mut out, Some(&mut gate_up))?;
-    run(&mut alone, None)?;
+    run(&mut out, &mut gate_up, true)?;
+    run(&mut alone, &mut room, false)?;
     if alone.bits() != out.bits() {
         return Err("SwiGLU without its factors written gives other bits than with them".into());
     }

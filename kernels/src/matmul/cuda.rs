@@ -7,7 +7,8 @@
 use prime_runtime::{DType, Result, View, ViewMut};
 
 use super::cpu::Product;
-use super::{Activation, Layout, Settings};
+use super::Settings;
+use super::{Activation, Layout};
 use crate::device::{Code, DeviceStruct, Launch, Pointer, device_struct, source, vectorised};
 use crate::scratch;
 
@@ -241,6 +242,11 @@ impl Plan {
         Plan { family: family(operands[0].dtype(), out, settings), tile, parts }
     }
 
+    /// Whether the product can end in SwiGLU as planned.
+    pub(super) fn ends_in_swiglu(&self) -> bool {
+        self.parts == 1 && self.family.swiglu[self.tile].is_some()
+    }
+
     fn variant(&self) -> &'static Variant {
         &self.family.variants[self.tile]
     }
@@ -254,6 +260,11 @@ impl Plan {
             .block(32 * variant.warps)
             .shared(slot * variant.stages)
     }
+}
+
+/// The most bytes of parts of sums: so many are made as blocks of all parts keep a chip busy, at the largest tile.
+pub(crate) fn most_scratch() -> usize {
+    scratch::device_bytes(DType::F32, 2 * MULTIPROCESSORS * 128 * 128)
 }
 
 impl std::fmt::Display for Plan {
@@ -355,7 +366,7 @@ pub(super) fn run(
     launch.grid([blocks, 1, 1]).block(256).run(&arguments)
 }
 
-/// Computes a checked linear layer that ends in SwiGLU, as planned for its 2n columns.
+/// Computes a checked linear layer that ends in SwiGLU, as planned for its 2n columns; where no instance in the planned tiles does, in small ones.
 pub(super) fn swiglu(
     mut out: ViewMut<'_>,
     mut gate_up: Option<ViewMut<'_>>,

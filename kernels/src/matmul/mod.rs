@@ -16,7 +16,7 @@
 //!
 //! On other devices bfloat16 is multiplied by tensor cores, and float32 by one chain of fused multiply-adds in order, the bits of the
 //! host's chains. Where C has too few tiles for a whole chip, k is cut into parts, whose sums are added in order; C, where it is added to,
-//! joins the finished sum. [`Settings`] say how to have float32 multiplied by tensor cores, and how to have rows that do not depend on m.
+//! joins the finished sum. [`crate::numerics::Numerics`] says how to have float32 multiplied by tensor cores, or rows that do not depend on m.
 //! Results on one machine are always the same bits.
 //!
 //! Work: 2 m n k operations. Bytes: those of A, B and C once each; B once more where it is put in order first.
@@ -24,14 +24,14 @@
 use prime_runtime::{DType, Device, Error, NamedDims, Result, Tensor, View, ViewMut};
 
 use self::cpu::{Product, Right, Word};
-use crate::arguments::{self, same_dtype, with_float};
-use crate::{reduce, scratch, simd, swiglu};
+use crate::arguments::{self, same_dtype};
+use crate::{reduce, simd, swiglu};
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod check;
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 mod pack;
 mod portable;
 pub mod reference;
@@ -40,7 +40,8 @@ mod settings;
 mod tests;
 
 pub(crate) use self::cuda::CODE;
-pub use self::settings::{Settings, settings};
+pub(crate) use self::settings::Settings;
+use self::settings::settings;
 
 /// Which operands are transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,9 +199,12 @@ pub fn accumulate(out: ViewMut<'_>, a: View<'_>, b: View<'_>, layout: Layout) ->
     dispatch(out, Product { k, a, transposed_a, right, epilogue, accumulate: true })
 }
 
-/// A linear layer that ends in SwiGLU: out = silu(gate) * up, where \[gate | up\] = A B^T, B 2n x k (the gate's n rows first). What
-/// [`forward`] in layout `NT` into an m x 2n buffer and [`crate::swiglu::forward`] of that compute, in the same roundings, without writing
-/// and reading the buffer; where the caller wants it, for the backward pass, it is written.
+/// A linear layer that ends in SwiGLU: out = silu(gate) * up, where \[gate | up\] = A B^T, B 2n x k (the gate's n rows first). The bits of
+/// [`forward`] in layout `NT` into `gate_up`, m x 2n, and [`crate::swiglu::forward`] of that.
+///
+/// Devices fuse the two, which saves reading `gate_up`, and writing it unless it is to be kept, for the backward pass; where k is cut into parts, or no
+/// instance in the product's tiles ends in SwiGLU, they take the two steps, as the host does. What `gate_up` holds afterwards is unspecified
+/// unless `keep` is given.
 ///
 /// All have one dtype.
 ///
@@ -208,7 +212,8 @@ pub fn accumulate(out: ViewMut<'_>, a: View<'_>, b: View<'_>, layout: Layout) ->
 /// When shapes or dtypes disagree.
 pub fn forward_swiglu(
     out: ViewMut<'_>,
-    gate_up: Option<ViewMut<'_>>,
+    mut gate_up: ViewMut<'_>,
+    keep: bool,
     a: View<'_>,
     b: View<'_>,
 ) -> Result<()> {
@@ -222,29 +227,19 @@ pub fn forward_swiglu(
         let (b, out) = (b.dims(), out.dims());
         return dims.fail(format!("`b` is {b:?}, but with `out` {out:?} it has {} rows", 2 * n));
     }
-    if let Some(gate_up) = &gate_up {
-        dims.bind("gate_up", gate_up.dims(), ["m", "2 * n"])?;
-        same_dtype(operation, "gate_up", gate_up.as_view(), a.dtype())?;
-    }
+    dims.bind("gate_up", gate_up.dims(), ["m", "2 * n"])?;
     arguments::float(operation, "a", a)?;
     same_dtype(operation, "b", b, a.dtype())?;
     same_dtype(operation, "out", out.as_view(), a.dtype())?;
+    same_dtype(operation, "gate_up", gate_up.as_view(), a.dtype())?;
     if out.device() != Device::Cpu {
-        let plan = cuda::Plan::new([m, 2 * n, a.dim(1)], [a, b], a.dtype(), settings()?);
-        return cuda::swiglu(out, gate_up, a, b, plan);
-    }
-    let none = Epilogue::default();
-    match gate_up {
-        Some(mut gate_up) => {
-            forward(gate_up.reborrow(), a, b, Layout::NT, none)?;
-            swiglu::forward(out, gate_up.as_view())
+        let plan = cuda::Plan::new([m, 2 * n, a.dim(1)], [a, b], a.dtype(), settings());
+        if plan.ends_in_swiglu() {
+            return cuda::swiglu(out, keep.then_some(gate_up), a, b, plan);
         }
-        None => with_float!(a.dtype(), E => {
-            let mut words = scratch::take::<E>(m * 2 * n)?;
-            forward(ViewMut::from_slice(&mut words, &[m, 2 * n]), a, b, Layout::NT, none)?;
-            swiglu::forward(out, View::from_slice(&words, &[m, 2 * n]))
-        }),
     }
+    forward(gate_up.reborrow(), a, b, Layout::NT, Epilogue::default())?;
+    swiglu::forward(out, gate_up.as_view())
 }
 
 /// Gradients of [`forward`] (identity activation) for layouts `NN` and `NT`: `d_a` (dtype of A, or float32) is overwritten,
@@ -319,7 +314,7 @@ fn dispatch(out: ViewMut<'_>, product: Product<'_>) -> Result<()> {
                 _ => Layout::NN,
             };
             let shape = [out.dim(0), out.dim(1), product.k];
-            let plan = cuda::Plan::new(shape, [product.a, b], out.dtype(), settings()?);
+            let plan = cuda::Plan::new(shape, [product.a, b], out.dtype(), settings());
             cuda::run(out, &product, b, layout, plan)
         }
     }

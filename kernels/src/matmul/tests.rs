@@ -245,8 +245,9 @@ fn disagreeing_operands_are_refused_with_a_sentence() {
         )),
         "matmul.accumulate: `out` is bfloat16, expected float32"
     );
+    let mut gate_up = matrix(DType::F32, [3, 10]);
     assert_eq!(
-        refusal(forward_swiglu(out.view_mut(), None, a.view(), b.view())),
+        refusal(forward_swiglu(out.view_mut(), gate_up.view_mut(), true, a.view(), b.view())),
         "matmul.forward_swiglu: `b` is [5, 4], but with `out` [3, 5] it has 10 rows"
     );
     let mut packed = Packed::new(b.view(), Layout::NT).unwrap();

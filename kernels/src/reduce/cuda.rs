@@ -47,13 +47,28 @@ pub(crate) const MOST_BLOCKS: usize = 528;
 /// Rows that one block of a column sum takes at least.
 const LEAST_ROWS: usize = 512;
 
+/// Blocks that share the rows of a column sum.
+fn splits(rows: usize, columns: usize, dtype: DType) -> usize {
+    let tiles = columns.div_ceil(32 * 16 / dtype.size());
+    rows.div_ceil(LEAST_ROWS).min((MOST_BLOCKS / tiles.max(1)).max(1))
+}
+
+/// The most bytes that [`columns`] borrows.
+pub(crate) fn columns_scratch(rows: usize, columns: usize, dtype: DType) -> usize {
+    scratch::device_bytes(DType::F32, splits(rows, columns, dtype) * columns)
+}
+
+/// The most bytes that sums of all elements borrow, four of them at once.
+pub(crate) fn sums_scratch() -> usize {
+    scratch::device_bytes(DType::U32, 2 * 4 * MOST_BLOCKS) + scratch::device_bytes(DType::U32, 8)
+}
+
 pub(crate) fn columns(mut out: ViewMut<'_>, x: View<'_>) -> Result<()> {
     let [rows, columns] = [x.dim(0), x.dim(1)];
     if rows == 0 {
         return Ok(());
     }
-    let tiles = columns.div_ceil(32 * 16 / x.dtype().size());
-    let splits = rows.div_ceil(LEAST_ROWS).min((MOST_BLOCKS / tiles.max(1)).max(1));
+    let splits = splits(rows, columns, x.dtype());
     let rows_each = rows.div_ceil(splits);
     let splits = rows.div_ceil(rows_each);
     if splits == 1 {

@@ -3,7 +3,6 @@
 
 use prime_runtime::{DType, Result, View, ViewMut};
 
-use crate::arguments;
 use crate::device::{
     Code, DeviceStruct, Launch, Pointer, aligned, by_dtype_and_alignment, device_struct, source,
 };
@@ -51,6 +50,8 @@ device_struct! {
         heads: u32,
         width: u32,
         rows_each: u32,
+        from: u32,
+        to: u32,
     }
 }
 
@@ -66,8 +67,8 @@ const MOST_THREADS: usize = 512;
 /// Rows of a team (a warp, or a block of long rows) at least, so that its sums for the weight's gradient are little beside what it reads.
 const LEAST_ROWS: usize = 16;
 
-/// Elements of the longest row whose sums fit the shared memory that every chip lends a block.
-const LONGEST_BACKWARD: usize = 24576;
+/// Columns whose sums fit the shared memory that every chip lends a block: rows that are longer take a launch for each so many.
+const COLUMNS_AT_ONCE: usize = 24576;
 
 /// Who works on a row of `width` elements. It decides the order of a row's sum, and depends on the row's length and dtype alone.
 struct Team {
@@ -156,6 +157,11 @@ pub(super) fn normalise(
     launch.grid([blocks, 1, 1]).block(team.threads).shared(128).run(&arguments)
 }
 
+/// The most bytes that [`backward`] borrows beside those of the sum over its blocks.
+pub(crate) fn backward_scratch(rows: usize, width: usize) -> usize {
+    scratch::device_bytes(DType::F32, rows.div_ceil(LEAST_ROWS).min(MOST_BLOCKS) * width)
+}
+
 pub(super) fn backward(
     mut d_x: ViewMut<'_>,
     d_weight: ViewMut<'_>,
@@ -165,15 +171,8 @@ pub(super) fn backward(
     rstd: View<'_>,
     d_residual: Option<View<'_>>,
 ) -> Result<()> {
-    const OPERATION: &str = "rms_norm.backward";
     let [tokens, heads, width] = sizes(x, weight);
     let (rows, device, dtype) = (tokens * heads, x.device(), x.dtype());
-    if width > LONGEST_BACKWARD {
-        return Err(arguments::value(
-            OPERATION,
-            format!("rows of {width} elements; on {device} they have {LONGEST_BACKWARD} at most"),
-        ));
-    }
     if rows * width == 0 {
         return Ok(());
     }
@@ -189,7 +188,8 @@ pub(super) fn backward(
     let rows_each = rows.div_ceil(blocks);
     let blocks = rows.div_ceil(rows_each);
     let mut scratch = scratch::device(device, DType::F32, blocks, width)?;
-    {
+    for from in (0..width).step_by(COLUMNS_AT_ONCE) {
+        let to = width.min(from + COLUMNS_AT_ONCE);
         let mut partials = scratch.view_mut();
         let d_x_stride = d_x.row_stride() as u64;
         let mut launch = Launch::new(&CODE.sources[0], kernel, device);
@@ -210,8 +210,10 @@ pub(super) fn backward(
             heads: heads as u32,
             width: width as u32,
             rows_each: rows_each as u32,
+            from: from as u32,
+            to: to as u32,
         };
-        let padded = width.next_multiple_of(16 / dtype.size());
+        let padded = (to - from).next_multiple_of(16 / dtype.size());
         let shared = 128 + team.rows * padded * 4;
         launch.grid([blocks, 1, 1]).block(team.threads).shared(shared).run(&arguments)?;
     }

@@ -2,7 +2,8 @@
 // so that an aligned row of up to MOST_KEPT * threads parts is read once.
 //
 // Backward, a block goes through consecutive rows and adds each thread's products for the weight's gradient in shared memory, where no other
-// thread touches them. Each block leaves its sums in a row of `partials`, and those are added in order (reduce_columns).
+// thread touches them. Each block leaves its sums in a row of `partials`, and those are added in order (reduce_columns). Of a row too long for that
+// memory a launch gives the gradients of some columns only.
 #include "prelude.cuh"
 #include "rows.cuh"
 
@@ -24,6 +25,8 @@ template <class T> struct RmsNormBackward {
     Global<const float> rstd;
     u64 d_x_stride, d_out_stride, x_stride, d_residual_stride, rstd_stride;
     u32 tokens, heads, width, rows_each;
+    // The columns whose gradients are given: from a multiple of a part's elements up to another one, or to the end.
+    u32 from, to;
 };
 
 constexpr int MOST_KEPT = 4;
@@ -108,7 +111,7 @@ DEVICE u32 sums_at(u32 part, u32 parts, int i) { return (i / 4 * parts + part) *
 
 template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 512 : 256) void rms_norm_backward(const RmsNormBackward<T> args) {
     constexpr int N = LANES<T>, KEPT = KEPT_PARTS<ALIGNED>;
-    const u32 width = args.width, parts = ceil_div(width, N), teams = BLOCK ? 1 : block_threads() / 32;
+    const u32 width = args.width, from = args.from, to = args.to, parts = ceil_div(to - from, N), teams = BLOCK ? 1 : block_threads() / 32;
     const u32 team = BLOCK ? 0 : warp(), rank = team_rank<BLOCK>(), size = team_size<BLOCK>();
     // The first 128 bytes are the block sum's.
     Shared<float> all_sums = shared<float>(128), sums = all_sums + team * parts * N;
@@ -161,7 +164,7 @@ template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 512 : 256) void rms_
             if (args.d_residual) residual = load_part_streaming<N, ALIGNED>(d_residual + column, count);
             UNROLL
             for (int i = 0; i < N; i += 4) {
-                const Shared<float> place = sums + sums_at(column / N, parts, i);
+                const Shared<float> place = sums + sums_at((column - from) / N, parts, i);
                 Vector<float, 4> sum = load<4>(place);
                 UNROLL
                 for (int j = 0; j < 4; j++) {
@@ -177,18 +180,19 @@ template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 512 : 256) void rms_
         UNROLL
         for (int i = 0; i < KEPT; i++) {
             const u32 column = (rank + i * size) * N;
-            if (column < width) finish(kept_d[i], kept_x[i], column);
+            if (column >= from && column < to) finish(kept_d[i], kept_x[i], column);
         }
-        for (u32 column = (rank + KEPT * size) * N; column < width; column += size * N) {
+        for (u32 column = (rank + KEPT * size) * N; column < to; column += size * N) {
+            if (column < from) continue;
             const u32 count = width - column;
             finish(load_part<N, ALIGNED>(d_out + column, count), load_part<N, ALIGNED>(x + column, count), column);
         }
     }
 
     sync_block();
-    for (u32 column = thread_index(); column < width; column += block_threads()) {
+    for (u32 column = from + thread_index(); column < to; column += block_threads()) {
         float sum = 0.0f;
-        for (u32 i = 0; i < teams; i++) sum += all_sums[i * parts * N + sums_at(column / N, parts, column % N)];
+        for (u32 i = 0; i < teams; i++) sum += all_sums[i * parts * N + sums_at((column - from) / N, parts, column % N)];
         args.partials[static_cast<u64>(block_index()) * width + column] = sum;
     }
 }

@@ -38,12 +38,12 @@ const HELD: usize = 128 << 20;
 const MOST_ENTRIES: usize = 1 << 21;
 
 /// Words of a row's settings, in the order of `settings_of` in the device code.
-const WORDS: usize = 11;
+pub(super) const WORDS: usize = 11;
 
 const GREEDY: u32 = 1;
 const HAS_MIN_P: u32 = 2;
 
-fn words(row: &Row) -> [u32; WORDS] {
+pub(super) fn words(row: &Row) -> [u32; WORDS] {
     let pair = |value: u64| [value as u32, (value >> 32) as u32];
     let greedy = row.temperature == 0.0;
     let inverse = if greedy { 1.0 } else { 1.0 / row.temperature };
@@ -55,17 +55,22 @@ fn words(row: &Row) -> [u32; WORDS] {
     [inverse.to_bits(), flags, row.top_k, row.top_p.to_bits(), m0, m1, s0, s1, q0, q1, row.position]
 }
 
-/// The settings of all rows on a device: word after word, of each word row after row.
-fn upload(device: Device, rows: &[Row]) -> Result<scratch::DeviceScratch> {
+/// The settings of all rows on a device.
+pub(super) fn upload(device: Device, rows: &[Row]) -> Result<scratch::DeviceScratch> {
     let mut host = scratch::take::<u32>(WORDS * rows.len())?;
-    for (i, row) in rows.iter().enumerate() {
-        for (word, value) in words(row).into_iter().enumerate() {
-            host[word * rows.len() + i] = value;
-        }
-    }
+    super::write_settings(&mut host, rows);
     let mut settings = scratch::device(device, DType::U32, WORDS, rows.len())?;
     settings.view_mut().write(&host)?;
     Ok(settings)
+}
+
+/// The most bytes that a draw of so many rows borrows, their settings included.
+pub(crate) fn most_scratch(rows: usize, vocabulary: usize) -> usize {
+    let columns = vocabulary.next_multiple_of(2);
+    let wave = (HELD / (columns * 4)).max(1).min(rows);
+    scratch::device_bytes(DType::U32, WORDS * rows)
+        + scratch::device_bytes(DType::F32, wave * columns)
+        + scratch::device_bytes(DType::F32, wave * slots(vocabulary) * STATE)
 }
 
 pub(super) fn forward(
@@ -75,7 +80,7 @@ pub(super) fn forward(
     mut entropy: ViewMut<'_>,
     hidden: View<'_>,
     weight: View<'_>,
-    rows: &[Row],
+    settings: View<'_>,
 ) -> Result<()> {
     let (device, vocabulary) = (hidden.device(), weight.dim(0));
     if vocabulary > MOST_ENTRIES {
@@ -83,19 +88,16 @@ pub(super) fn forward(
             format!("`weight` has {vocabulary} rows, expected at most {MOST_ENTRIES} on {device}");
         return Err(arguments::value(operation, message));
     }
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let settings = upload(device, rows)?;
+    let rows = settings.dim(1);
     // Pairs of logits are stored together.
     let columns = vocabulary.next_multiple_of(2);
     let states_of_row = slots(vocabulary) * STATE;
     let wave = (HELD / (columns * 4)).max(1);
-    for start in (0..rows.len()).step_by(wave) {
-        let range = start..(start + wave).min(rows.len());
+    for start in (0..rows).step_by(wave) {
+        let range = start..(start + wave).min(rows);
         let mut logits = scratch::device(device, DType::F32, range.len(), columns)?;
         let mut partials = scratch::device(device, DType::F32, range.len(), states_of_row)?;
-        let settings = settings.view().columns(range.clone());
+        let settings = settings.columns(range.clone());
         states(
             partials.view_mut(),
             Some(logits.view_mut()),

@@ -26,7 +26,7 @@ use crate::matmul::Packed;
 
 pub mod check;
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
@@ -114,7 +114,85 @@ pub fn forward(
     weight: Weight<'_>,
     rows: &[Row],
 ) -> Result<()> {
-    const OP: &str = "sample.forward";
+    let mut dims = check_shapes(&tokens, &log_probs, &entropy, hidden, weight)?;
+    dims.bind("rows", &[rows.len()], ["rows"])?;
+    check_rows(rows)?;
+    match (hidden.device(), weight) {
+        (Device::Cpu, _) => {
+            let (tokens, log_probs) = (tokens.into_slice(), log_probs.into_slice());
+            let entropy = entropy.into_slice();
+            let not_finite = cpu::forward(tokens, log_probs, entropy, hidden, weight, rows)?;
+            not_finite.map_or(Ok(()), |row| Err(diverged(row, rows)))
+        }
+        (_, Weight::Plain(_)) if rows.is_empty() => Ok(()),
+        (device, Weight::Plain(weight)) => {
+            let settings = cuda::upload(device, rows)?;
+            cuda::forward(OP, tokens, log_probs, entropy, hidden, weight, settings.view())
+        }
+        (device, Weight::Packed(_)) => dims.fail(format!(
+            "`weight` is packed, which only the host reads; on {device} give it as it is stored"
+        )),
+    }
+}
+
+/// [`forward`] on a device, with settings of the rows that it holds already: what [`settings`] made, `[SETTING_WORDS, rows]`. Nothing comes from
+/// the host, so that the call may be recorded in a graph.
+///
+/// # Errors
+/// When shapes or dtypes disagree, or on the host.
+pub fn forward_sent(
+    tokens: ViewMut<'_>,
+    log_probs: ViewMut<'_>,
+    entropy: ViewMut<'_>,
+    hidden: View<'_>,
+    weight: View<'_>,
+    settings: View<'_>,
+) -> Result<()> {
+    let mut dims = check_shapes(&tokens, &log_probs, &entropy, hidden, Weight::Plain(weight))?;
+    dims.bind("settings", settings.dims(), ["words", "rows"])?;
+    arguments::dtype::<u32>(OP, "settings", settings)?;
+    if settings.dim(0) != SETTING_WORDS {
+        let (words, expected) = (settings.dim(0), SETTING_WORDS);
+        return dims.fail(format!("`settings` has {words} words a row, expected {expected}"));
+    }
+    match hidden.device() {
+        Device::Cpu => dims.fail("the host draws from rows themselves: call `forward`".into()),
+        _ => cuda::forward(OP, tokens, log_probs, entropy, hidden, weight, settings),
+    }
+}
+
+/// Words of a row's settings as devices read them.
+pub const SETTING_WORDS: usize = cuda::WORDS;
+
+/// Writes the settings of rows as devices read them: word after word, of each word row after row. They replace what `words` held.
+///
+/// # Errors
+/// When a setting is out of range.
+pub fn settings(words: &mut Vec<u32>, rows: &[Row]) -> Result<()> {
+    check_rows(rows)?;
+    words.clear();
+    words.resize(SETTING_WORDS * rows.len(), 0);
+    write_settings(words, rows);
+    Ok(())
+}
+
+fn write_settings(words: &mut [u32], rows: &[Row]) {
+    for (i, row) in rows.iter().enumerate() {
+        for (word, value) in cuda::words(row).into_iter().enumerate() {
+            words[word * rows.len() + i] = value;
+        }
+    }
+}
+
+const OP: &str = "sample.forward";
+
+fn check_shapes(
+    tokens: &ViewMut<'_>,
+    log_probs: &ViewMut<'_>,
+    entropy: &ViewMut<'_>,
+    hidden: View<'_>,
+    weight: Weight<'_>,
+) -> Result<NamedDims> {
     let mut dims = NamedDims::new(OP);
     dims.bind("hidden", hidden.dims(), ["rows", "hidden"])?;
     let vocabulary_by_hidden = ["vocabulary", "hidden"];
@@ -127,15 +205,18 @@ pub fn forward(
     dims.bind("tokens", tokens.dims(), ["rows"])?;
     dims.bind("log_probs", log_probs.dims(), ["rows"])?;
     dims.bind("entropy", entropy.dims(), ["rows"])?;
-    dims.bind("rows", &[rows.len()], ["rows"])?;
     arguments::float(OP, "hidden", hidden)?;
     arguments::same_dtype(OP, "hidden", hidden, weight.dtype())?;
     arguments::dense::<u32>(OP, "tokens", tokens.as_view())?;
     arguments::dense::<f32>(OP, "log_probs", log_probs.as_view())?;
     arguments::dense::<f32>(OP, "entropy", entropy.as_view())?;
     if weight.vocabulary() == 0 {
-        return dims.fail("`weight` has no rows, expected at least one token".into());
+        dims.fail("`weight` has no rows, expected at least one token".into())?;
     }
+    Ok(dims)
+}
+
+fn check_rows(rows: &[Row]) -> Result<()> {
     for (i, row) in rows.iter().enumerate() {
         row.inverse_temperature(OP)?;
         let wrong = |name: &str, value: f32, expected: &str| {
@@ -149,20 +230,7 @@ pub fn forward(
             return wrong("min_p", row.min_p, "0 to 1");
         }
     }
-    match (hidden.device(), weight) {
-        (Device::Cpu, _) => {
-            let (tokens, log_probs) = (tokens.into_slice(), log_probs.into_slice());
-            let entropy = entropy.into_slice();
-            let not_finite = cpu::forward(tokens, log_probs, entropy, hidden, weight, rows)?;
-            not_finite.map_or(Ok(()), |row| Err(diverged(row, rows)))
-        }
-        (_, Weight::Plain(weight)) => {
-            cuda::forward(OP, tokens, log_probs, entropy, hidden, weight, rows)
-        }
-        (device, Weight::Packed(_)) => dims.fail(format!(
-            "`weight` is packed, which only the host reads; on {device} give it as it is stored"
-        )),
-    }
+    Ok(())
 }
 
 /// Checks tokens that a device beside the host has drawn for these rows, once they are read back.

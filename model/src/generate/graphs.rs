@@ -1,8 +1,7 @@
 //! Decode steps of a GPU as graphs: recorded once for a number of sequences, then started with one call.
 //!
 //! A graph remembers addresses and sizes. Weights, caches, buffers and lists of a generator stay where they are, and what changes from step to
-//! step (tokens, positions, spans) is in the lists, so that all steps of as many sequences are one graph. The draw is not in it: its settings
-//! come from the host with every step.
+//! step (tokens, positions, spans, how each row is drawn) is in the lists, so that all steps of as many sequences are one graph, the draw included.
 
 use prime_runtime::Device;
 use prime_runtime::cuda::Graph;
@@ -18,6 +17,8 @@ pub(super) struct Graphs {
     device: Device,
     /// By number of sequences, the size used last at the end.
     sizes: Vec<(usize, Recorded)>,
+    /// Whether it was said that steps cannot be recorded.
+    said: bool,
 }
 
 enum Recorded {
@@ -30,15 +31,14 @@ enum Recorded {
 
 impl Graphs {
     pub(super) fn new(device: Device) -> Self {
-        Graphs { device, sizes: Vec::new() }
+        Graphs { device, sizes: Vec::new(), said: false }
     }
 
     /// Does the work of a step, recorded where it is a decode step that comes again.
     pub(super) fn run(&mut self, step: &Step, mut work: impl FnMut() -> Result<()>) -> Result<()> {
         let sequences = step.spans.len() / 4;
-        let decodes = step.tokens.len() == sequences && step.picked.len() == sequences;
         let Device::Cuda(number) = self.device else { return work() };
-        if !decodes {
+        if !step.decodes() {
             return work();
         }
         let known = self.sizes.iter().position(|&(size, _)| size == sequences);
@@ -57,8 +57,13 @@ impl Graphs {
                     Recorded::Graph(graph)
                 }
                 // Nothing has run yet: what is wrong beside the recording shows now.
-                Err(_) => {
+                Err(error) => {
                     work()?;
+                    if !std::mem::replace(&mut self.said, true) {
+                        eprintln!(
+                            "decode steps of {sequences} sequences cannot be recorded as a graph, and are started kernel by kernel, which is slower: {error}"
+                        );
+                    }
                     Recorded::Unrecordable
                 }
             },

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use prime_kernels::matmul::{self, Epilogue, Layout as Product, Packed};
-use prime_kernels::sample;
+use prime_kernels::{sample, swiglu};
 use prime_runtime::{Device, View, ViewMut};
 
 use crate::decoder::Sizes;
@@ -53,7 +53,29 @@ impl Linear {
         Ok(())
     }
 
-    /// Draws from the distributions that the final projection gives.
+    /// x through the layer and SwiGLU; `gate_up` is room for what lies between.
+    pub(super) fn forward_swiglu(
+        &self,
+        out: ViewMut<'_>,
+        mut gate_up: ViewMut<'_>,
+        x: View<'_>,
+        weights: &Weights,
+    ) -> Result<()> {
+        match &self.packed {
+            Some(packed) => {
+                let product = gate_up.reborrow();
+                matmul::forward_packed(product, x, packed, Epilogue::default())?;
+                swiglu::forward(out, gate_up.as_view())?;
+            }
+            None => {
+                let weight = weights.view(&self.range, &self.dims);
+                matmul::forward_swiglu(out, gate_up, false, x, weight)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Draws from the distributions that the final projection gives: on the host from rows, elsewhere from their settings there.
     pub(super) fn sample(
         &self,
         tokens: ViewMut<'_>,
@@ -62,12 +84,19 @@ impl Linear {
         hidden: View<'_>,
         weights: &Weights,
         rows: &[sample::Row],
+        settings: View<'_>,
     ) -> Result<()> {
-        let weight = match &self.packed {
-            Some(packed) => sample::Weight::Packed(packed),
-            None => sample::Weight::Plain(weights.view(&self.range, &self.dims)),
-        };
-        Ok(sample::forward(tokens, log_probs, entropy, hidden, weight, rows)?)
+        match &self.packed {
+            Some(packed) => {
+                let weight = sample::Weight::Packed(packed);
+                sample::forward(tokens, log_probs, entropy, hidden, weight, rows)?;
+            }
+            None => {
+                let weight = weights.view(&self.range, &self.dims);
+                sample::forward_sent(tokens, log_probs, entropy, hidden, weight, settings)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ mod pass;
 
 use std::sync::Arc;
 
-use prime_kernels::{embedding, gather, rms_norm, sample};
+use prime_kernels::{device, embedding, gather, rms_norm, sample};
 use prime_runtime::{DType, Device, Tensor};
 
 use crate::decoder::Sizes;
@@ -118,6 +118,8 @@ pub struct Generator {
     upload: StepUpload,
     drawn: Drawn,
     graphs: Graphs,
+    /// Whether kernels of steps with prompts, and of those without, have yet to be made ready.
+    cold: [bool; 2],
     /// The prompt whose keys and values the first rows of a slot hold.
     resident: Vec<Option<Arc<[u32]>>>,
     active: Vec<Option<Active>>,
@@ -163,6 +165,7 @@ impl Generator {
             upload: StepUpload::new(device, limits)?,
             drawn: Drawn::new(device, limits),
             graphs: Graphs::new(device),
+            cold: [true; 2],
             resident: vec![None; limits.slots],
             active: (0..limits.slots).map(|_| None).collect(),
         })
@@ -376,7 +379,6 @@ impl Generator {
     ) -> Result<usize> {
         let count = self.step.drawn_slots.len();
         let tokens: &[u32] = fetch(self.buffers.tokens.head(count), &mut self.drawn.tokens)?;
-        sample::check_drawn(tokens, &self.step.rows)?;
         let log_probs: &[f32] =
             fetch(self.buffers.log_probs.head(count), &mut self.drawn.log_probs)?;
         let entropy: &[f32] = fetch(self.buffers.entropy.head(count), &mut self.drawn.entropy)?;
@@ -422,13 +424,18 @@ impl Generator {
             step,
             upload,
             graphs,
+            cold,
             ..
         } = self;
+        let device = weights.data().device();
+        if device != Device::Cpu {
+            sample::settings(&mut step.settings, &step.rows)?;
+        }
         upload.send(step)?;
         let lists = upload.views(step);
         let (tokens, picked) = (step.tokens.len(), step.picked.len());
         let sizes = Sizes::new(config, tokens);
-        graphs.run(step, || {
+        let mut work = || {
             let table = weights.view(&layout.embedding, &[config.vocab_size, sizes.hidden]);
             embedding::forward(buffers.stream.head_mut(tokens), lists.tokens, table)?;
             for (index, linears) in layers.iter().enumerate() {
@@ -460,18 +467,19 @@ impl Generator {
                 weights.view(&layout.final_norm, &[sizes.hidden]),
                 config.rms_norm_eps,
             )?;
-            Ok(())
-        })?;
-        if picked == 0 {
-            return Ok(());
+            head.sample(
+                buffers.tokens.head_mut(picked),
+                buffers.log_probs.head_mut(picked),
+                buffers.entropy.head_mut(picked),
+                buffers.picked_normed.head(picked),
+                weights,
+                &step.rows,
+                lists.settings,
+            )
+        };
+        if std::mem::take(&mut cold[usize::from(step.decodes())]) {
+            device::prepare(device, &mut work)?;
         }
-        head.sample(
-            buffers.tokens.head_mut(picked),
-            buffers.log_probs.head_mut(picked),
-            buffers.entropy.head_mut(picked),
-            buffers.picked_normed.head(picked),
-            weights,
-            &step.rows,
-        )
+        graphs.run(step, work)
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use prime_kernels::matmul::Epilogue;
-use prime_kernels::{attention, rms_norm, rope, sample, scatter, swiglu};
+use prime_kernels::{attention, rms_norm, rope, sample, scatter};
 use prime_runtime::{DType, Device, Plan, Slot, Tensor, View};
 
 use super::GenerationLimits;
@@ -41,9 +41,17 @@ pub(super) struct Step {
     pub(super) picked: Vec<u32>,
     pub(super) drawn_slots: Vec<usize>,
     pub(super) rows: Vec<sample::Row>,
+    /// The rows as devices read them; the host's stay empty.
+    pub(super) settings: Vec<u32>,
 }
 
 impl Step {
+    /// Whether every sequence has one token, from which the next is drawn.
+    pub(super) fn decodes(&self) -> bool {
+        let sequences = self.spans.len() / 4;
+        self.tokens.len() == sequences && self.picked.len() == sequences
+    }
+
     pub(super) fn clear(&mut self) {
         let lists = [
             &mut self.tokens,
@@ -51,6 +59,7 @@ impl Step {
             &mut self.cache_rows,
             &mut self.spans,
             &mut self.picked,
+            &mut self.settings,
         ];
         lists.into_iter().for_each(Vec::clear);
         self.drawn_slots.clear();
@@ -66,15 +75,18 @@ pub(super) struct StepViews<'a> {
     pub(super) cache_rows: View<'a>, // (tokens)
     pub(super) spans: View<'a>,      // (sequences, 4)
     pub(super) picked: View<'a>,     // (drawn)
+    pub(super) settings: View<'a>,   // (words, drawn)
 }
 
 /// Where the lists of steps go on a device.
-pub(super) struct StepUpload(Upload<u32, 5>);
+pub(super) struct StepUpload(Upload<u32, 6>);
 
 impl StepUpload {
     pub(super) fn new(device: Device, limits: GenerationLimits) -> Result<Self> {
         let (tokens, slots) = (limits.step_tokens, limits.slots);
-        Ok(StepUpload(Upload::new(device, [tokens, tokens, tokens, 4 * slots, slots])?))
+        let settings = sample::SETTING_WORDS * slots;
+        let capacities = [tokens, tokens, tokens, 4 * slots, slots, settings];
+        Ok(StepUpload(Upload::new(device, capacities)?))
     }
 
     pub(super) fn send(&mut self, step: &Step) -> Result<()> {
@@ -83,14 +95,16 @@ impl StepUpload {
 
     /// The lists of the step that was sent last.
     pub(super) fn views<'a>(&'a self, step: &'a Step) -> StepViews<'a> {
-        let [tokens, positions, cache_rows, spans, picked] = self.0.views(lists(step));
+        let [tokens, positions, cache_rows, spans, picked, settings] = self.0.views(lists(step));
         let spans = spans.reshape(&[spans.dim(0) / 4, 4]);
-        StepViews { tokens, positions, cache_rows, spans, picked }
+        let words = sample::SETTING_WORDS;
+        let settings = settings.reshape(&[words, settings.dim(0) / words]);
+        StepViews { tokens, positions, cache_rows, spans, picked, settings }
     }
 }
 
-fn lists(step: &Step) -> [&[u32]; 5] {
-    [&step.tokens, &step.positions, &step.cache_rows, &step.spans, &step.picked]
+fn lists(step: &Step) -> [&[u32]; 6] {
+    [&step.tokens, &step.positions, &step.cache_rows, &step.spans, &step.picked, &step.settings]
 }
 
 /// Where drawn tokens come from a device; the host reads its own where they are.
@@ -196,9 +210,12 @@ pub(super) fn layer_forward(
         epilogue,
     )?;
     normed(&mut buffers.normed, &mut buffers.rstd, &buffers.middle, &layer.post_norm)?;
-    let (gate_up, input) = (buffers.gate_up.head_mut(tokens), buffers.normed.head(tokens));
-    linears.gate_up.forward(gate_up, input, weights, Epilogue::default())?;
-    swiglu::forward(buffers.activated.head_mut(tokens), buffers.gate_up.head(tokens))?;
+    linears.gate_up.forward_swiglu(
+        buffers.activated.head_mut(tokens),
+        buffers.gate_up.head_mut(tokens),
+        buffers.normed.head(tokens),
+        weights,
+    )?;
     let epilogue = Epilogue { residual: Some(buffers.middle.head(tokens)), ..Epilogue::default() };
     linears.down.forward(
         buffers.stream.head_mut(tokens),

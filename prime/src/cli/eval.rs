@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
+use prime_kernels::numerics;
 use prime_model::{GenerationLimits, Generator};
 use prime_runtime::Device;
 use serde::Serialize;
@@ -175,6 +176,7 @@ pub(super) fn run(args: EvalArgs, threads: Option<usize>) -> Result<(), Failure>
 }
 
 fn evaluate_tasks(args: &EvalArgs, mut config: Config) -> Result<()> {
+    numerics::choose(config.numerics());
     if let Some(file) = &args.judge.processbench {
         let output = args.output.as_deref();
         return judge::process_bench(&args.judge, &config, file, output, args.json);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use prime_kernels::numerics::{self, Numerics};
 use prime_model::{
     ChatTemplate, Completion, Finish, GenerationLimits, Generator, Message, Request, Tokenizer,
 };
@@ -78,6 +79,9 @@ pub(super) struct GenerateArgs {
     /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly)
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = values::device)]
     device: Device,
+    /// How sums run on devices other than the host: fast, tf32 or invariant; see `numerics` in the configuration
+    #[arg(long, value_name = "HOW", default_value = "fast")]
+    numerics: Numerics,
     /// What the model computes in
     #[arg(long, value_enum, default_value = "float32")]
     dtype: Precision,
@@ -112,6 +116,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let tokenizer = models::tokenizer(&folder)?;
     let prompts = prompts(args, &folder, &tokenizer)?;
     let mut output = Output::create(&args.output)?;
+    numerics::choose(args.numerics);
     let model = models::load(&folder, &tokenizer, args.device, args.dtype.dtype())?;
     let requests = requests(args, &prompts, &model)?;
     let mut stop = model.config.eos_token_ids.clone();

@@ -188,6 +188,14 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
     let kv = outline.policy.num_kv_heads * outline.policy.head_dim;
     let cache = 2 * outline.policy.num_layers * limits.slots * limits.positions * kv * size;
     let generation = Generator::bytes(&outline.policy, config.device(), dtype, limits);
+    // On the host it is small, and depends on the number of threads.
+    let (of_training, of_generation) = match config.device() {
+        Device::Cpu => (0, 0),
+        _ => {
+            let sizes = outline.policy.working_memory(dtype);
+            (sizes.training(tokens), sizes.decoding(limits.slots, limits.positions))
+        }
+    };
     vec![
         ("policy: weights", policy * size, policy * size),
         ("policy: master weights", policy * master, policy * master),
@@ -206,6 +214,7 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
         ("activations", shared, shared + separate),
         ("generation: KV cache", 0, cache),
         ("generation: weights of its own, buffers", 0, generation - cache),
+        ("working memory of kernels, at most", of_training, of_training + of_generation),
     ]
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use prime_kernels::numerics::{self, Numerics};
 use prime_model::Tokenizer;
 use prime_runtime::{DType, Device};
 use serde::Serialize;
@@ -67,6 +68,9 @@ pub(super) struct ScoreArgs {
     /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly)
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = values::device)]
     device: Device,
+    /// How sums run on devices other than the host: fast, tf32 or invariant; see `numerics` in the configuration
+    #[arg(long, value_name = "HOW", default_value = "fast")]
+    numerics: Numerics,
     /// What the models compute in
     #[arg(long, value_enum, default_value = "float32")]
     dtype: Precision,
@@ -159,6 +163,7 @@ pub(super) fn run(args: &ScoreArgs) -> Result<(), Failure> {
 
 impl Models {
     fn load(args: &ScoreArgs) -> Result<Models> {
+        numerics::choose(args.numerics);
         let dtype: DType = args.dtype.dtype();
         let folder = models::of_run_or_itself(&args.model)?;
         let tokenizer = models::tokenizer(&folder)?;

@@ -10,6 +10,7 @@ mod table;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use prime_kernels::numerics;
 use prime_model::{Generator, Sampling};
 use prime_runtime::checkpoint;
 
@@ -45,6 +46,7 @@ pub fn sft(config: &Config, folder: &mut RunFolder) -> Result<End> {
     if config.sft.steps == 0 {
         bail!("sft.steps is 0: there is nothing to train");
     }
+    numerics::choose(config.numerics());
     let prompts = setup::prompts(config, model_folder(config))?;
     // Conversations have no answers: what cannot be evaluated can be learned from all the same.
     let evaluates = !prompts.task().is_empty(Split::HeldOut);
@@ -70,6 +72,7 @@ pub fn sft(config: &Config, folder: &mut RunFolder) -> Result<End> {
 /// # Errors
 /// When anything the run depends on is not right, or a step is refused.
 pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
+    numerics::choose(config.numerics());
     let prompts = usable_prompts(config)?;
     if !config.train.outcome_only {
         check_prm_folders(config, &prompts)?;

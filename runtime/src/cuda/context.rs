@@ -299,6 +299,16 @@ pub fn synchronize(number: u32) -> Result<()> {
     context(number)?.synchronize()
 }
 
+/// The stream of a device, made current for this thread: for a library that is to work in order with all else there.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn stream(number: u32) -> Result<*mut std::ffi::c_void> {
+    let context = context(number)?;
+    context.enter()?;
+    Ok(context.stream.cast())
+}
+
 /// Bytes of a device's memory that are free, and all of them.
 ///
 /// # Errors

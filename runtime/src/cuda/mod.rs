@@ -30,7 +30,7 @@ mod transfer;
 use std::path::PathBuf;
 
 pub use cache::{CACHE_VARIABLE, kernel_cache};
-pub use context::{Chip, Properties, device_count, memory, properties, ready, synchronize};
+pub use context::{Chip, Properties, device_count, memory, properties, ready, stream, synchronize};
 pub use event::Event;
 pub use graph::Graph;
 pub use kernel::{Function, Geometry, Resources, launch};
