@@ -110,17 +110,7 @@ template <class T, int D, int WARPS, int KEYS> KERNEL(WARPS * 32, 3) void attent
                 sums[0][n][2 * h + 1] *= correction;
             }
         }
-        if (at + KEYS > visible(first)) {
-            u32 seen[1][2];
-            UNROLL
-            for (int h = 0; h < 2; h++) {
-                const u32 all = visible(first + g + 8 * h);
-                seen[0][h] = all > at ? all - at : 0;
-            }
-            add_weighted_seen_rows(sums, scores, values, seen);
-        } else {
-            add_weighted_rows(sums, scores, values);
-        }
+        add_weighted_rows(sums, scores, values);
         // All lanes have read this stage before it is copied over.
         sync_warp();
         load_block(at + 2 * WARPS * KEYS, stage);

@@ -100,8 +100,7 @@ template <class T, int D, int WARPS, int MT, int COLS> KERNEL(WARPS * 32, 2) voi
         sync_block();
         if (step + 1 < steps) load_block(keys, args.k, args.k_stride, step + 1);
         if (!active) continue;
-        const bool masked = (step + 1) * COLS > seen_first;
-        if (masked) {
+        if ((step + 1) * COLS > seen_first) {
             UNROLL
             for (int m = 0; m < MT; m++) {
                 UNROLL
@@ -146,20 +145,7 @@ template <class T, int D, int WARPS, int MT, int COLS> KERNEL(WARPS * 32, 2) voi
                 }
             }
         }
-        if (masked) {
-            u32 seen[MT][2];
-            UNROLL
-            for (int m = 0; m < MT; m++) {
-                UNROLL
-                for (int h = 0; h < 2; h++) {
-                    const u32 all = visible(warp_first + 16 * m + g + 8 * h), before_step = step * COLS;
-                    seen[m][h] = all > before_step ? all - before_step : 0;
-                }
-            }
-            add_weighted_seen_rows(sums, scores, values, seen);
-        } else {
-            add_weighted_rows(sums, scores, values);
-        }
+        add_weighted_rows(sums, scores, values);
     }
     if (warp_first >= rows) return;
     float inverse[MT][2];

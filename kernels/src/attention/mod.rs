@@ -7,7 +7,9 @@
 //! Keys are visited in blocks of a fixed size aligned to the start of their sequence, and every score and every output is one chain of
 //! fused multiply-adds in order: a token's output does not depend on the batch around it, and [`decode`] over a cache gives the bits of [`forward`].
 //!
-//! What a query must not see does not reach its output, even where it is not a number. (In the gradients of a batch that holds such it may.)
+//! A key that a query must not see does not reach its output, even where it is not a number. Neither does such a value on the host; on devices
+//! it may reach queries of its own sequence that share a tile with one that sees it, since tensor cores multiply whole tiles, weights of zero
+//! included. To take it out row by row would cost registers that the kernels have not got.
 //!
 //! A cache may lie in pages ([`decode_paged`]): a sequence's keys and values then lie wherever a table says, and sequences may share pages. The sums
 //! are those of a cache without pages, in the same order.
