@@ -111,7 +111,13 @@ DEVICE u32 sums_at(u32 part, u32 parts, int i) { return (i / 4 * parts + part) *
 
 template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 512 : 256) void rms_norm_backward(const RmsNormBackward<T> args) {
     constexpr int N = LANES<T>, KEPT = KEPT_PARTS<ALIGNED>;
-    const u32 width = args.width, from = args.from, to = args.to, parts = ceil_div(to - from, N), teams = BLOCK ? 1 : block_threads() / 32;
+    // Rows of warps are short, and given whole.
+    const u32 width = args.width, from = BLOCK ? args.from : 0, to = BLOCK ? args.to : width, parts = ceil_div(to - from, N);
+    const auto given = [&](u32 column) {
+        if constexpr (BLOCK) return column >= from && column < to;
+        else return column < width;
+    };
+    const u32 teams = BLOCK ? 1 : block_threads() / 32;
     const u32 team = BLOCK ? 0 : warp(), rank = team_rank<BLOCK>(), size = team_size<BLOCK>();
     // The first 128 bytes are the block sum's.
     Shared<float> all_sums = shared<float>(128), sums = all_sums + team * parts * N;
@@ -180,10 +186,10 @@ template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 512 : 256) void rms_
         UNROLL
         for (int i = 0; i < KEPT; i++) {
             const u32 column = (rank + i * size) * N;
-            if (column >= from && column < to) finish(kept_d[i], kept_x[i], column);
+            if (given(column)) finish(kept_d[i], kept_x[i], column);
         }
         for (u32 column = (rank + KEPT * size) * N; column < to; column += size * N) {
-            if (column < from) continue;
+            if (!given(column)) continue;
             const u32 count = width - column;
             finish(load_part<N, ALIGNED>(d_out + column, count), load_part<N, ALIGNED>(x + column, count), column);
         }
