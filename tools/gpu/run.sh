@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole check list, where the GPU is: beside gpu-check, prime and, if the machine has none of its own, NVRTC.
 #
-#   ./run.sh [RESULTS]
+#   ./run.sh [RESULTS [gpu-check's arguments]]
+#   ./run.sh results --parts parity,instructions,kernels,steps   # the longest parts, sanitizers and training, another time
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 results=${1:-results}

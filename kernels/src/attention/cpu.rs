@@ -112,7 +112,13 @@ struct Call<'a> {
 impl Call<'_> {
     /// The runs of neighbouring rows of `k` and `v` that hold `count` keys of a sequence from key `start` on: of each the number of keys before
     /// it, its first row, and its rows. All but the last are whole vectors.
-    fn runs(&self, span: Span, start: usize, count: usize, mut run: impl FnMut(usize, usize, usize)) {
+    fn runs(
+        &self,
+        span: Span,
+        start: usize,
+        count: usize,
+        mut run: impl FnMut(usize, usize, usize),
+    ) {
         let Some(pages) = &self.pages else { return run(0, span.key + start, count) };
         let mut done = 0;
         while done < count {

@@ -462,8 +462,7 @@ pub(super) fn decode(
     let variant = variants::decode(q.dtype(), dim);
     let row_tiles = tiles(tokens * shared_by, variant.rows, sequences);
     // Lengths are on the device: what the cache reserves for a sequence stands for them.
-    let reserved =
-        pages.map_or(keys.dim(0) / sequences, |pages| pages.table.dim(1) * pages.size);
+    let reserved = pages.map_or(keys.dim(0) / sequences, |pages| pages.table.dim(1) * pages.size);
     let splits = splits(row_tiles * kv_heads, reserved);
     let aligned = aligned(head_dim, &[q, keys, values]);
     let (out_stride, rows) = (stride(out.as_view()), tokens * heads);

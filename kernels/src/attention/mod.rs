@@ -370,9 +370,8 @@ fn check_pages(
     let (tables, columns, size) = (dims.size("tables"), dims.size("pages"), pages.size);
     let cache_rows = dims.size("cache_rows");
     if table >= tables {
-        return dims.fail(format!(
-            "span {sequence} names row {table} of `table`, which has {tables}"
-        ));
+        return dims
+            .fail(format!("span {sequence} names row {table} of `table`, which has {tables}"));
     }
     if keys > columns * size {
         return dims.fail(format!(

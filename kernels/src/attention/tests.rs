@@ -243,7 +243,8 @@ fn sequences_that_share_pages_give_the_bits_of_sequences_with_keys_of_their_own(
             let mut tensor = |rows: usize, heads: usize| {
                 normal(&mut random, dtype, &[rows, heads, head_dim], 1.0)
             };
-            let (q, k, v) = (tensor(6, 4), tensor(shared + 2 * own, 2), tensor(shared + 2 * own, 2));
+            let (q, k, v) =
+                (tensor(6, 4), tensor(shared + 2 * own, 2), tensor(shared + 2 * own, 2));
             let row = 2 * head_dim;
             // Pages 0 to 1: the beginning. Then two pages each.
             let paged = |rows: &Tensor| {

@@ -138,7 +138,8 @@ fn waves(tokens: usize, bytes: usize, held: usize) -> impl Iterator<Item = std::
 
 /// The most bytes that forward and backward borrow, beside those of their products.
 pub(crate) fn most_scratch(dtype: DType, tokens: usize, vocabulary: usize) -> usize {
-    let longest = |bytes: usize, held| waves(tokens, bytes, held).next().map_or(0, |wave| wave.len());
+    let longest =
+        |bytes: usize, held| waves(tokens, bytes, held).next().map_or(0, |wave| wave.len());
     let states = slots(vocabulary) * STATE;
     let gradients = vocabulary.next_multiple_of(16 / dtype.size());
     scratch::device_bytes(DType::F32, longest(4 * states, HELD_STATES) * states)

@@ -3,10 +3,10 @@
 use prime_runtime::random::Generator;
 use prime_runtime::{DType, Device, Tensor, View, ViewMut};
 
+use super::Settings;
 use super::cpu::{Product, Right};
 use super::cuda::{self, Plan};
 use super::reference::{self, Shape};
-use super::Settings;
 use super::{
     Activation, Epilogue, Layout, Packed, accumulate, backward, forward, forward_packed,
     forward_swiglu,

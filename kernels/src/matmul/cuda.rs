@@ -6,8 +6,8 @@
 
 use prime_runtime::{DType, Result, View, ViewMut};
 
-use super::cpu::Product;
 use super::Settings;
+use super::cpu::Product;
 use super::{Activation, Layout};
 use crate::device::{Code, DeviceStruct, Launch, Pointer, device_struct, source, vectorised};
 use crate::scratch;

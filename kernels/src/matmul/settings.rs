@@ -14,10 +14,7 @@ pub(crate) struct Settings {
 
 impl From<Numerics> for Settings {
     fn from(numerics: Numerics) -> Self {
-        Settings {
-            tf32: numerics == Numerics::Tf32,
-            invariant: numerics == Numerics::Invariant,
-        }
+        Settings { tf32: numerics == Numerics::Tf32, invariant: numerics == Numerics::Invariant }
     }
 }
 
