@@ -138,6 +138,7 @@ fn model_folder(config: &Config) -> Result<&Path> {
 /// # Errors
 /// When anything the training depends on is not right, or a step is refused.
 pub fn prm(config: &Config, folder: &mut RunFolder) -> Result<End> {
+    prime_kernels::numerics::choose(config.numerics());
     let data = Data::read(config)?;
     let source = model_folder(config)?;
     let tokenizer = Tokenizer::load(source)?;
