@@ -30,9 +30,10 @@ def arguments():
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
     add("--losses", nargs="+", default=["ce", "dpo-pairs", "kto", "nca"])
     add("--sft-steps", type=int, default=600)
-    add("--prompts", type=int, default=600, help="training prompts that are sampled")
+    add("--prompts", type=int, default=1500, help="training prompts that are sampled")
     add("--samples", type=int, default=8, help="rollouts of each")
-    add("--epochs", type=int, default=1)
+    add("--epochs", type=int, default=2)
+    add("--batch-size", type=int, default=8, help="prompts of a PRM's update, each with all its rollouts")
     add("--problems", type=int, default=300, help="held-out problems")
     add("--best-of", type=int, default=16)
     add("--beta", type=float, default=0.05)
@@ -79,6 +80,7 @@ def evaluate(args, seed):
                 args, "prm", "--model", policy, "--data", rollouts, "--out", run, "--seed", seed,
                 "--set", f"prm.loss={loss}", "--set", f"prm.beta={args.beta}",
                 "--set", f"prm.learning_rate={args.learning_rate}", "--set", f"offline.epochs={args.epochs}",
+                "--set", f"offline.batch_size={args.batch_size}",
             )
         words += ["--prm", run]
     printed = prime(

@@ -29,7 +29,7 @@ pub struct Solution {
 }
 
 named! {
-    /// What of a step is compared with the threshold, as its sigmoid.
+    /// What of a step is compared with the threshold. (Programs compare its sigmoid, which orders steps alike until it saturates.)
     Signal, "signal" {
         /// The step's reward.
         Step = "step reward",
@@ -45,7 +45,7 @@ named! {
 pub struct Found {
     /// The signal.
     pub signal: Signal,
-    /// The threshold, of sigmoids, and what it reaches where it was chosen.
+    /// The threshold.
     pub threshold: f64,
     /// F1 on the half on which the threshold was chosen.
     pub chosen_f1: f64,
@@ -97,18 +97,17 @@ fn solution(row: &Row, index: usize) -> Result<Solution> {
 }
 
 impl Signal {
-    /// The sigmoid of the signal at the end of each step.
+    /// The signal at the end of each step.
     pub fn scores(self, rewards: &[f64], ends: &[usize]) -> Vec<f64> {
         let steps = step_rewards(rewards, ends);
-        let values = match self {
+        match self {
             Signal::Step => steps,
             Signal::Prefix => prefix_values(&steps),
             Signal::Mean => {
                 let values = prefix_values(&steps).into_iter().zip(ends);
                 values.map(|(value, &end)| value / end.max(1) as f64).collect()
             }
-        };
-        values.into_iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect()
+        }
     }
 }
 
@@ -163,14 +162,15 @@ fn shares(scored: &[&Scored<'_>], threshold: f64) -> [f64; 3] {
     [right, wrong, f1]
 }
 
-/// The threshold of the greatest F1, of those between neighbouring scores; of equals, the lowest.
+/// The threshold of the greatest F1, of those between neighbouring scores, below all and above all; of equals, the lowest.
 fn choose(scored: &[&Scored<'_>]) -> (f64, f64) {
     let mut scores: Vec<f64> = scored.iter().flat_map(|s| s.scores.iter().copied()).collect();
     scores.sort_by(f64::total_cmp);
     scores.dedup();
     let between = scores.windows(2).map(|pair| 0.5 * (pair[0] + pair[1]));
-    let mut best = (0.0, shares(scored, 0.0)[2]);
-    for threshold in between.chain([1.0 + f64::EPSILON]) {
+    let (lowest, highest) = (scores.first().unwrap_or(&0.0), scores.last().unwrap_or(&0.0));
+    let mut best = (lowest - 1.0, shares(scored, lowest - 1.0)[2]);
+    for threshold in between.chain([highest + 1.0]) {
         let f1 = shares(scored, threshold)[2];
         if f1 > best.1 {
             best = (threshold, f1);
@@ -232,12 +232,11 @@ mod tests {
 
     #[test]
     fn signals_are_the_reward_the_prefix_value_and_its_mean() {
-        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let rewards = [1.0, 1.0, -6.0];
         let of = |signal: Signal| signal.scores(&rewards, &[2, 3]);
-        assert_eq!(of(Signal::Step), [sigmoid(2.0), sigmoid(-6.0)]);
-        assert_eq!(of(Signal::Prefix), [sigmoid(2.0), sigmoid(-4.0)]);
-        assert_eq!(of(Signal::Mean), [sigmoid(1.0), sigmoid(-4.0 / 3.0)]);
+        assert_eq!(of(Signal::Step), [2.0, -6.0]);
+        assert_eq!(of(Signal::Prefix), [2.0, -4.0]);
+        assert_eq!(of(Signal::Mean), [1.0, -4.0 / 3.0]);
     }
 
     #[test]
