@@ -694,4 +694,25 @@ mod tests {
         assert!(message("", &["advantage.form=ppo"]).contains("paper, prime-repo, verl"));
         assert!(message("seed = ", &[]).contains("line 1"));
     }
+
+    #[test]
+    fn a_critic_that_would_not_do_what_is_said_of_it_is_refused() {
+        let refused = |set: &[&str], what: &str| {
+            let text = message("", set);
+            assert!(text.contains(what), "{text}");
+        };
+        const GAE: &str = "advantage.estimator=gae";
+        refused(&["critic.shared=true"], "advantage.estimator is \"rloo\", which has no critic");
+        refused(&["critic.path=x"], "critic.path is given, but advantage.estimator");
+        let shared = |more| [GAE, "critic.shared=true", more];
+        refused(&shared("critic.path=x"), "leave the path empty");
+        refused(&shared("critic.warmup_batches=2"), "critic.warmup_batches is 2, expected 0");
+        refused(&shared("critic.epochs=3"), "critic.epochs is 3 and policy.epochs 1");
+        refused(&[GAE, "critic.clip=-1"], "critic.clip is -1, expected 0");
+        refused(&[GAE, "critic.coef=0"], "critic.coef is 0");
+        refused(&[GAE, "advantage.gae_lambda=2"], "advantage.gae_lambda is 2, expected 0 to 1");
+        refused(&["train.stop_after=2", "eval.every=0"], "there is nothing to stop for");
+        load("", &shared("policy.epochs=3")).unwrap();
+        load("", &[GAE, "critic.warmup_batches=2", "critic.epochs=3"]).unwrap();
+    }
 }

@@ -21,7 +21,7 @@ fn load(name: &str) -> Config {
 #[test]
 fn every_file_loads_over_the_defaults_and_resolves_to_itself() {
     let files = files();
-    assert!(files.len() >= 4, "{files:?}");
+    assert!(files.len() >= 5, "{files:?}");
     let resolved = tempfile::NamedTempFile::new().unwrap();
     for file in files {
         let config = Config::load(std::slice::from_ref(&file), &[])

@@ -102,6 +102,33 @@ fn a_run_ends_with_its_table_and_its_folder_goes_on_or_is_refused() {
 }
 
 #[test]
+fn every_model_of_a_checkpoint_is_usable_on_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let out = out.to_str().unwrap();
+    let more = ["--set", "advantage.estimator=gae", "--set", "sft.steps=0"];
+    prime(&[&["train", "--out", out][..], &TINY, &more].concat(), "").expect(0);
+    for model in ["step-1/policy", "step-1/critic", "best/policy"] {
+        let model = format!("{out}/checkpoints/{model}");
+        let short = ["--problems", "2", "--max-new-tokens", "4", "--json"];
+        let report = prime(&[&["eval", "--model", &model][..], &short].concat(), "").expect(0);
+        assert_eq!(report.lines()[0]["problems"], 2, "{model}");
+    }
+    let (policy, prm) =
+        (format!("{out}/checkpoints/step-1/policy"), format!("{out}/checkpoints/step-1/prm"));
+    let args = ["score", "--model", &policy, "--prm", &prm, "--input", "-", "--output", "-"];
+    let text = "{\"prompt\": \"1+2:\", \"response\": \"3\"}\n";
+    let scored = &prime(&args, text).expect(0).lines()[0];
+    assert_eq!(numbers(&scored["process_rewards"]).len(), numbers(&scored["log_probs"]).len());
+    // A critic goes on from the folder of another.
+    let critic = format!("critic.path={out}/checkpoints/step-1/critic");
+    let again = folder.path().join("again");
+    let args = ["train", "--out", again.to_str().unwrap(), "--set", &critic];
+    let model = format!("model.path={policy}");
+    prime(&[&args[..], &TINY, &more, &["--set", &model]].concat(), "").expect(0);
+}
+
+#[test]
 fn sft_alone_leaves_its_model_and_train_goes_on_from_there() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");

@@ -100,7 +100,8 @@ impl Plan {
             "train.record_every=0".to_string(),
         ];
         let warmup = self.warmup.to_string();
-        settings.extend(row.settings.iter().map(|text| text.replace("{warmup}", &warmup)));
+        let of_row = self.table.settings.iter().chain(row.settings);
+        settings.extend(of_row.map(|text| text.replace("{warmup}", &warmup)));
         settings.extend(self.set.iter().cloned());
         Run { row, variant, seed, folder, settings }
     }

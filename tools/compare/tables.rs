@@ -6,6 +6,8 @@ pub struct Table {
     pub name: &'static str,
     /// What its rows are.
     pub what: &'static str,
+    /// Settings of every row.
+    pub settings: &'static [&'static str],
     /// What each row is run with, the first being the one that is compared with the others.
     pub variants: &'static [Variant],
     /// The rows. In a table of one variant, the others are compared with the first.
@@ -52,6 +54,7 @@ pub const TABLES: [Table; 3] = [
     Table {
         name: "estimators",
         what: "estimator",
+        settings: &[],
         variants: &[Variant::Process, Variant::OutcomeOnly],
         rows: &[
             row("rloo", &["advantage.estimator=rloo"]),
@@ -72,12 +75,15 @@ pub const TABLES: [Table; 3] = [
     Table {
         name: "policy-losses",
         what: "policy loss",
+        // With one update a batch every ratio is 1, and all losses are one.
+        settings: &["policy.minibatches=2", "policy.epochs=2"],
         variants: &[Variant::Process],
         rows: &[row("ppo", &[]), row("ppo, dual clip", &["policy.dual_clip=3"])],
     },
     Table {
         name: "prm-losses",
         what: "PRM loss",
+        settings: &[],
         variants: &[Variant::Process],
         rows: &[row("ce", &[])],
     },
