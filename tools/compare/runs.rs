@@ -102,7 +102,8 @@ impl Plan {
         let warmup = self.warmup.to_string();
         let of_row = self.table.settings.iter().chain(row.settings);
         settings.extend(of_row.map(|text| text.replace("{warmup}", &warmup)));
-        settings.extend(self.set.iter().cloned());
+        // SFT has been; the rest of it is the start's alone.
+        settings.extend(self.set.iter().filter(|text| !text.trim().starts_with("sft.")).cloned());
         Run { row, variant, seed, folder, settings }
     }
 
