@@ -85,6 +85,15 @@ pub const TABLES: [Table; 3] = [
         what: "PRM loss",
         settings: &[],
         variants: &[Variant::Process],
-        rows: &[row("ce", &[])],
+        rows: &[
+            row("ce", &["prm.loss=ce"]),
+            row("dpo", &["prm.loss=dpo"]),
+            row("bon_acc", &["prm.loss=bon_acc"]),
+            row("bon_rm", &["prm.loss=bon_rm"]),
+            row("dpo-pairs", &["prm.loss=dpo-pairs"]),
+            row("nca", &["prm.loss=nca"]),
+            row("kto", &["prm.loss=kto"]),
+            row("prefix-value", &["prm.loss=prefix-value"]),
+        ],
     },
 ];
