@@ -45,7 +45,7 @@ struct Arguments {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// Batches that warm the PRM up; without process rewards they are steps
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 12)]
     warmup: u64,
     /// A setting for all runs, SFT included, such as --set sft.steps=300; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
