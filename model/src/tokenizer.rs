@@ -261,6 +261,36 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// The text of each of `ids`, which follow `before`: joined, they are the text of all. A token that only begins a character has
+    /// none; the one that completes the character has it.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::decode`].
+    pub fn pieces(&self, before: &[u32], ids: &[u32]) -> Result<Vec<String>> {
+        // Tokens that wait for their character to become whole: bytes that are no text would wait for ever.
+        const MOST_WAITING: usize = 8;
+        let mut stream = self.stream(false);
+        stream.ids.extend(before.last());
+        stream.shown = stream.ids.len();
+        let mut pieces = Vec::with_capacity(ids.len());
+        for &id in ids {
+            stream.ids.push(id);
+            let text = stream.pending()?;
+            let waiting = stream.ids.len() - stream.shown;
+            if text.ends_with(char::REPLACEMENT_CHARACTER) && waiting < MOST_WAITING {
+                pieces.push(String::new());
+                continue;
+            }
+            stream.start = stream.shown;
+            stream.shown = stream.ids.len();
+            pieces.push(text);
+        }
+        if let Some(last) = pieces.last_mut().filter(|_| stream.shown < stream.ids.len()) {
+            *last = stream.pending()?;
+        }
+        Ok(pieces)
+    }
+
     /// Turns ids into text as they come.
     pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
         TextStream { tokenizer: self, skip_special, ids: Vec::new(), start: 0, shown: 0 }

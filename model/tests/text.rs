@@ -28,6 +28,17 @@ fn check_texts(tokenizer: &Tokenizer, expected: &Value) {
         pieces.push(stream.finish().unwrap());
         assert_eq!(pieces.concat(), text, "streamed as {pieces:?}");
         assert!(pieces.iter().all(|piece| !piece.contains(char::REPLACEMENT_CHARACTER)));
+
+        // A piece a token, whatever of the text stands before them.
+        for cut in 0..=plain.len() {
+            let (before, after) = plain.split_at(cut);
+            let head = tokenizer.decode(before, false).unwrap();
+            let pieces = tokenizer.pieces(before, after).unwrap();
+            assert_eq!(pieces.len(), after.len());
+            if !head.ends_with(char::REPLACEMENT_CHARACTER) {
+                assert_eq!(head + &pieces.concat(), text, "cut at {cut} into {pieces:?}");
+            }
+        }
     }
 }
 

@@ -342,6 +342,8 @@ pub struct TrainConfig {
     pub keep: usize,
     pub record_every: u64,
     pub stop_after: u64,
+    pub record_update_every: u64,
+    pub report: bool,
 }
 
 /// `[eval]`
@@ -454,6 +456,8 @@ impl Config {
             ("train.steps", self.train.steps),
             ("train.save_every", self.train.save_every),
             ("train.stop_after", self.train.stop_after),
+            ("train.record_every", self.train.record_every),
+            ("train.record_update_every", self.train.record_update_every),
         ];
         for (name, value) in steps {
             ensure!(value <= 1 << 30, "{name} is {value}, expected at most {}", 1 << 30);

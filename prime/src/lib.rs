@@ -17,6 +17,7 @@ pub mod prm;
 pub mod process_bench;
 pub mod prompts;
 pub mod replay;
+pub mod report;
 pub mod run;
 pub mod score;
 pub mod setup;

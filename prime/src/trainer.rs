@@ -222,6 +222,24 @@ impl Trainer {
         Ok(&mut self.generator)
     }
 
+    /// Log-probabilities of a batch's responses under the policy as it now is, at the temperature of sampling: after a step, what its
+    /// update made of them.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model.
+    pub fn policy_log_probs(&mut self, batch: &Rollouts) -> Result<Vec<f32>> {
+        let temperature = self.config.rollout.temperature;
+        let (mut log_probs, mut entropy) = (Vec::with_capacity(batch.token_count()), Vec::new());
+        self.engine.score(
+            &self.policy.weights,
+            &batch.samples(),
+            temperature,
+            &mut log_probs,
+            &mut entropy,
+        )?;
+        Ok(log_probs)
+    }
+
     /// The prompts of the task.
     pub fn prompts(&self) -> &Prompts {
         &self.prompts

@@ -16,8 +16,8 @@ fn every_command_explains_itself_with_an_example() {
     let help = prime(&["--help"], "").expect(0).out;
     assert!(help.contains("A first session"), "{help}");
     for command in [
-        "train", "sft", "prm", "eval", "generate", "score", "grade", "replay", "data", "plan",
-        "doctor",
+        "train", "sft", "prm", "eval", "generate", "score", "grade", "replay", "data", "report",
+        "watch", "plan", "doctor",
     ] {
         assert!(help.contains(command));
         let ran = prime(&[command, "--help"], "").expect(0);
@@ -237,6 +237,49 @@ fn a_response_is_scored_as_the_same_tokens_of_a_text_are() {
     let alone = prime(&args, "{\"prompt\":\"3 + 4 =\",\"response\":\" 7\"}\n").expect(0);
     assert_eq!(alone.lines()[0], lines[1]);
     assert_eq!(prime(&args, &alone.out).expect(0).out, alone.out);
+}
+
+#[test]
+fn scored_text_is_shown_as_one_page_with_or_without_lines_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let (page, lines, model, prm) =
+        (at("page.html"), at("lines.jsonl"), qwen2(), fixture("qwen3-untied-bf16-sharded"));
+    let input = concat!(
+        "{\"prompt\":\"3 + 4 =\",\"response\":\" 7 </script>\",\"score\":1}\n",
+        "{\"prompt\":\"3 + 4 =\",\"response\":\" 8\",\"score\":0}\n",
+        "{\"text\":\"\u{1f642}\"}\n",
+    );
+    let args = ["score", "--model", &model, "--prm", &prm, "--input", "-", "--html", &page];
+    assert!(prime(&args, input).expect(0).out.is_empty());
+    let html = std::fs::read_to_string(&page).unwrap();
+    let data = html
+        .split("<script type=\"application/json\">")
+        .nth(1)
+        .unwrap()
+        .split("</script>")
+        .next()
+        .unwrap();
+    let data: Value = serde_json::from_str(data).unwrap();
+    let groups = data["steps"][0]["groups"].as_array().unwrap();
+    assert_eq!(
+        (groups.len(), groups[0]["answers"].as_array().unwrap().len()),
+        (2, 2),
+        "answers to one prompt stand together"
+    );
+    assert_eq!(groups[0]["answers"][1]["outcome"], 0);
+    for column in ["old_log_probs", "entropies", "process_rewards"] {
+        assert!(groups[0]["answers"][0]["columns"][column].is_string(), "{column}");
+    }
+
+    let with_lines = [&args[..], &["--output", &lines]].concat();
+    prime(&with_lines, input).expect(0);
+    assert_eq!(std::fs::read_to_string(&lines).unwrap().lines().count(), 3);
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), html);
+    prime(&args, "nonsense").expect(1);
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), html, "the old page stays");
+    let neither = prime(&["score", "--model", &model, "--input", "-"], "").expect(2);
+    assert!(neither.err.contains("--output"), "{}", neither.err);
 }
 
 #[test]

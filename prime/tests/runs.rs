@@ -129,6 +129,64 @@ fn every_model_of_a_checkpoint_is_usable_on_its_own() {
 }
 
 #[test]
+fn a_run_is_recorded_reported_and_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = |args: &[&str]| prime_in(folder.path(), args, "");
+    let train = |out: &str, more: &[&str]| {
+        here(&[&["train", "--out", out], &TINY[..], more].concat()).expect(0)
+    };
+    train("run", &["--set", "train.record_update_every=1"]);
+    let read = |path: &str| std::fs::read_to_string(folder.path().join(path)).unwrap();
+    let html = read("run/report.html");
+    for part in ["plots", "stack", "bars", "tokens"] {
+        assert!(html.contains(&format!("data-block=\"{part}\"")), "{part}");
+    }
+    for part in
+        ["rollout.prompts", "policy/entropy", "prime 0.1.0", "95 % interval", "updated_log_probs"]
+    {
+        assert!(html.contains(part), "{part}");
+    }
+    let sessions: Value = serde_json::from_str(&read("run/run.json")).unwrap();
+    assert_eq!(sessions["sessions"][0]["end"], "complete");
+    assert_eq!(sessions["sessions"][0]["device"], "cpu");
+
+    let mut moved = false;
+    for line in read("run/rollouts/prime-000001.jsonl").lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let texts = line["token_texts"].as_array().unwrap();
+        assert_eq!(texts.len(), line["token_ids"].as_array().unwrap().len());
+        // One token a character, but for those that pad and end.
+        assert!(texts.iter().all(|text| matches!(text.as_str().unwrap().chars().count(), 1 | 5)));
+        assert!(line["prompt"].as_str().unwrap().ends_with(':'), "{line}");
+        let (old, updated) = (numbers(&line["old_log_probs"]), numbers(&line["updated_log_probs"]));
+        assert_eq!(old.len(), updated.len());
+        assert!(updated.iter().all(|value| *value < 0.0));
+        moved |= old != updated;
+    }
+    assert!(moved, "the update changed nothing");
+    let warm_up = read("run/rollouts/prm_warmup-000001.jsonl");
+    assert!(!warm_up.contains("updated_log_probs"), "no update of the policy, nothing to record");
+
+    train("other", &["--set", "train.report=false", "--seed", "2"]);
+    assert!(!folder.path().join("other/report.html").exists());
+    let unnamed = here(&["report", "run", "other"]).expect(2);
+    assert!(unnamed.err.contains("--output"), "{}", unnamed.err);
+    here(&["report", "run", "other", "--output", "both.html"]).expect(0);
+    let both = read("both.html");
+    assert!(both.contains("mean and range of 2 seeds") && both.len() < 10_000_000);
+    assert_eq!(
+        here(&["report", "run", "--output", "-"]).expect(0).out,
+        html,
+        "the same run, the same file"
+    );
+    assert!(here(&["report", "absent"]).expect(1).err.contains("there is no run folder absent"));
+
+    let watched = here(&["watch", "run"]).expect(0);
+    assert!(watched.out.starts_with("complete: PRIME 1/1 accuracy "), "{}", watched.out);
+    assert!(here(&["watch", "."]).expect(1).err.contains("it has no config.toml"));
+}
+
+#[test]
 fn sft_alone_leaves_its_model_and_train_goes_on_from_there() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");

@@ -18,6 +18,7 @@ pub mod random;
 pub mod safetensors;
 mod shape;
 mod tensor;
+pub mod terminal;
 
 pub use device::Device;
 pub use dtype::{DType, Element, bf16, f16};

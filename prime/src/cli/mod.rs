@@ -14,10 +14,13 @@ mod models;
 mod plan;
 mod prm;
 mod replay;
+mod report;
 mod score;
+mod score_page;
 mod sft;
 mod train;
 mod values;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -39,6 +42,8 @@ A first session:
   prime generate --model runs/first --prompt '(9-8)*5+9-3:'
   prime replay --input runs/first/rollouts/prime-000001.jsonl --output - --form verl
                                       a recorded step under other settings
+  prime watch runs/first              a run that is under way, in another terminal
+  prime report runs/first             curves and tokens of the run as one HTML file
 
 Each command's --help explains it, with examples. Exit codes: 0 done, 1 failed or stopped, 2 misuse.")]
 struct Cli {
@@ -60,6 +65,8 @@ enum Command {
     Grade(grade::GradeArgs),
     Replay(replay::ReplayArgs),
     Data(data::DataArgs),
+    Report(report::ReportArgs),
+    Watch(watch::WatchArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -142,6 +149,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Grade(args) => grade::run(&args),
         Command::Replay(args) => in_pool(threads, || replay::run(&args)),
         Command::Data(args) => data::run(&args, threads),
+        Command::Report(args) => report::run(&args),
+        Command::Watch(args) => watch::run(&args),
         Command::Plan(args) => plan::run(args, threads),
         Command::Doctor(args) => in_pool(threads, || doctor::run(&args)),
     }

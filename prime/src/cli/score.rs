@@ -1,5 +1,6 @@
 //! `prime score`: log-probabilities, entropies and implicit process rewards of given text.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +12,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::files::{Line, Lines, Output, at_line};
+use super::score_page::{View, answer};
 use super::values::{self, Precision};
 use super::{Failure, models};
 use crate::graders::text_field;
@@ -39,20 +41,21 @@ Examples:
   echo '{\"text\": \"12 + 7 = 19\"}' | prime score --model DIR --input - --output -
   prime score --model DIR --input solutions.jsonl --output scored.jsonl
   prime score --model DIR --prm PRM --ref SFT --beta 0.05 --input solutions.jsonl --output -
-  prime score --model SFT --prm PRM --steps --separator ';' --input solutions.jsonl --output -")]
+  prime score --model SFT --prm PRM --steps --separator ';' --input solutions.jsonl --output -
+  prime score --model DIR --prm PRM --input solutions.jsonl --html tokens.html")]
 pub(super) struct ScoreArgs {
     /// Model folder (Hugging Face: config.json, safetensors, tokenizer.json), or a run's, whose newest policy is taken
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Model folder of an implicit process reward model with the same tokenizer
     #[arg(long, value_name = "DIR")]
-    prm: Option<PathBuf>,
+    pub(super) prm: Option<PathBuf>,
     /// Model folder of the PRM's reference [default: --model]
     #[arg(long = "ref", value_name = "DIR", requires = "prm")]
-    reference: Option<PathBuf>,
+    pub(super) reference: Option<PathBuf>,
     /// Scale of the process rewards, as the PRM was trained with
     #[arg(long, value_name = "F", default_value = "0.05", requires = "prm", allow_negative_numbers = true, value_parser = values::beta)]
-    beta: f64,
+    pub(super) beta: f64,
     /// Score the steps of responses too
     #[arg(long, requires = "prm")]
     steps: bool,
@@ -63,8 +66,11 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Where to write; - writes to standard output. A file appears whole, or not at all
+    #[arg(long, value_name = "FILE", required_unless_present = "html")]
+    output: Option<PathBuf>,
+    /// Write the texts with their tokens coloured by what was computed, as one HTML file
     #[arg(long, value_name = "FILE")]
-    output: PathBuf,
+    html: Option<PathBuf>,
     /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly)
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = values::device)]
     device: Device,
@@ -76,7 +82,7 @@ pub(super) struct ScoreArgs {
     dtype: Precision,
     /// Temperature of --model's distribution; process rewards are always taken at 1
     #[arg(long, value_name = "T", default_value = "1", allow_negative_numbers = true, value_parser = values::positive_temperature)]
-    temperature: f32,
+    pub(super) temperature: f32,
 }
 
 /// The fields that a line gets; older values of these names are replaced.
@@ -103,16 +109,16 @@ struct Scored<'a> {
 }
 
 #[derive(Serialize)]
-struct Reward {
-    process_rewards: Vec<f32>,
-    outcome_probability: f64,
+pub(super) struct Reward {
+    pub(super) process_rewards: Vec<f32>,
+    pub(super) outcome_probability: f64,
     #[serde(flatten)]
-    steps: Option<StepScores>,
+    pub(super) steps: Option<StepScores>,
 }
 
 #[derive(Serialize)]
-struct StepScores {
-    step_ends: Vec<usize>,
+pub(super) struct StepScores {
+    pub(super) step_ends: Vec<usize>,
     step_rewards: Vec<f64>,
     prefix_values: Vec<f64>,
 }
@@ -142,7 +148,9 @@ struct Prm {
 
 pub(super) fn run(args: &ScoreArgs) -> Result<(), Failure> {
     let mut lines = Lines::open(&args.input)?;
-    let mut output = Output::create(&args.output)?;
+    let mut output = args.output.as_deref().map(Output::create).transpose()?;
+    let html = args.html.as_deref().map(Output::create).transpose()?;
+    let mut view = html.as_ref().map(|_| View::new());
     let mut models = Models::load(args)?;
     loop {
         let (mut batch, mut tokens) = (Vec::new(), 0);
@@ -155,9 +163,15 @@ pub(super) fn run(args: &ScoreArgs) -> Result<(), Failure> {
         if batch.is_empty() {
             break;
         }
-        models.score(batch, &mut output)?;
+        models.score(batch, output.as_mut(), view.as_mut())?;
     }
-    output.finish()?;
+    if let (Some(mut html), Some(view)) = (html, view) {
+        html.write_all(view.page(args)?.as_bytes()).context("the page cannot be written")?;
+        html.finish()?;
+    }
+    if let Some(output) = output {
+        output.finish()?;
+    }
     Ok(())
 }
 
@@ -232,7 +246,12 @@ impl Models {
         Ok(Asked { sequence, step_ends })
     }
 
-    fn score(&mut self, batch: Vec<(Line, Asked)>, output: &mut Output) -> Result<()> {
+    fn score(
+        &mut self,
+        batch: Vec<(Line, Asked)>,
+        mut output: Option<&mut Output>,
+        mut view: Option<&mut View>,
+    ) -> Result<()> {
         let (lines, asked): (Vec<Line>, Vec<Asked>) = batch.into_iter().unzip();
         let (sequences, step_ends): (Vec<Sequence>, Vec<Option<Vec<usize>>>) =
             asked.into_iter().map(|asked| (asked.sequence, asked.step_ends)).unzip();
@@ -259,6 +278,10 @@ impl Models {
             lines.into_iter().zip(&sequences).zip(&scores).zip(rewards)
         {
             check_finite(scores, reward.as_ref()).with_context(|| at_line(line.number))?;
+            if let Some(view) = &mut view {
+                view.add(&line, answer(&self.tokenizer, sequence, scores, reward.as_ref())?);
+            }
+            let Some(output) = &mut output else { continue };
             for name in ADDED {
                 line.fields.shift_remove(name);
             }

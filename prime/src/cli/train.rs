@@ -1,16 +1,16 @@
 //! `prime train`: a whole run, and what it shares with `prime sft`.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use prime_runtime::Device;
 
-use super::{Failure, files, in_pool, misuse, plan, say, values};
+use super::{Failure, files, in_pool, misuse, plan, say, sentence, values};
 use crate::config::{self, Config, TaskName};
+use crate::report;
 use crate::run::folder::RunFolder;
-use crate::run::{self, End, interrupt};
+use crate::run::{self, End, interrupt, session};
 
 /// Where runs go that were given no folder.
 const RUNS: &str = "runs";
@@ -31,9 +31,11 @@ Examples:
   prime train --device cuda --set model.dtype=bfloat16
   prime train --resume --out runs/long
 
-In the run's folder: config.toml (every setting, as resolved), metrics.jsonl and TensorBoard
-events, rollouts/ (for prime replay), sft/policy, checkpoints/step-N/{policy,prm,critic} and
-checkpoints/best/policy (Hugging Face folders), result.json (the table).")]
+In the run's folder: config.toml (every setting, as resolved), run.json (machine and program),
+metrics.jsonl and TensorBoard events, rollouts/ (for prime replay), sft/policy,
+checkpoints/step-N/{policy,prm,critic} and checkpoints/best/policy (Hugging Face folders),
+result.json (the table), report.html (all of it to look at). `prime watch` follows a run that is
+under way.")]
 pub(super) struct TrainArgs {
     #[command(flatten)]
     run: RunArgs,
@@ -174,19 +176,35 @@ fn resume(args: RunArgs, overrides: Vec<String>, stages: Stages) -> Result<(), F
 
 fn train(config: &Config, mut folder: RunFolder, stages: Stages) -> Result<(), Failure> {
     interrupt::catch()?;
-    let end = match stages {
-        Stages::All => run::train(config, &mut folder)?,
-        Stages::Sft => run::sft(config, &mut folder)?,
-        Stages::Prm => {
-            return match run::offline::prm(config, &mut folder)? {
-                run::offline::End::Complete(report) => Ok(files::print(report)?),
-                run::offline::End::Interrupted(sentence) => Err(Failure::Stopped(sentence)),
-            };
-        }
+    let session = session::begin(folder.path(), config.device())?;
+    // Of a complete run its table, of one that was stopped where it stands.
+    let of_run = |end| match end {
+        End::Complete(table) => Ok(table.to_string()),
+        End::Interrupted(sentence) => Err(sentence),
     };
-    match end {
-        End::Complete(table) => Ok(files::print(table)?),
-        End::Interrupted(sentence) => Err(Failure::Stopped(sentence)),
+    let end: Result<Result<String, String>> = match stages {
+        Stages::All => run::train(config, &mut folder).map(of_run),
+        Stages::Sft => run::sft(config, &mut folder).map(of_run),
+        Stages::Prm => run::offline::prm(config, &mut folder).map(|end| match end {
+            run::offline::End::Complete(report) => Ok(report.to_string()),
+            run::offline::End::Interrupted(sentence) => Err(sentence),
+        }),
+    };
+    session.end(&match &end {
+        Ok(Ok(_)) => "complete".to_owned(),
+        Ok(Err(_)) => "stopped".to_owned(),
+        Err(error) => format!("failed: {}", sentence(error)),
+    })?;
+    if config.train.report {
+        // A run that is whole is no failure because a picture of it could not be drawn.
+        match report::runs::write(folder.path()) {
+            Ok(path) => say(&format!("the report is {}", path.display())),
+            Err(error) => say(&format!("no report was written: {}", sentence(&error))),
+        }
+    }
+    match end? {
+        Ok(table) => Ok(files::print(table)?),
+        Err(sentence) => Err(Failure::Stopped(sentence)),
     }
 }
 
@@ -203,37 +221,12 @@ fn new_folder(config: &Config, stages: Stages) -> PathBuf {
         TaskName::Countdown => "countdown",
         TaskName::Jsonl => "jsonl",
     };
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let name = format!("{task}-{}", stamp(seconds));
+    let name = format!("{task}-{}", session::stamp(session::now()));
     let numbered = |n: u32| match n {
         1 => Path::new(RUNS).join(&name),
         n => Path::new(RUNS).join(format!("{name}-{n}")),
     };
     (1..).map(numbered).find(|path| !path.exists()).unwrap_or_else(|| numbered(1))
-}
-
-/// A time of seconds since 1970 as `YYYYMMDD-HHMMSS`, UTC.
-fn stamp(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let is_leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let (mut year, mut day) = (1970, days);
-    while day >= 365 + u64::from(is_leap(year)) {
-        day -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(is_leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if day < length {
-            break;
-        }
-        day -= length;
-        month += 1;
-    }
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}{month:02}{:02}-{hour:02}{minute:02}{second:02}", day + 1)
 }
 
 /// The run that was begun last.
@@ -259,19 +252,6 @@ fn newest_run(runs: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_time_is_written_in_the_calendar() {
-        for (seconds, written) in [
-            (0, "19700101-000000"),
-            (951_782_399, "20000228-235959"),
-            (951_782_400, "20000229-000000"),
-            (1_709_251_199, "20240229-235959"),
-            (4_107_542_400, "21000301-000000"),
-        ] {
-            assert_eq!(stamp(seconds), written);
-        }
-    }
 
     #[test]
     fn the_newest_run_is_the_one_begun_last() {

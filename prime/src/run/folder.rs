@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! config.toml                 as resolved
+//! run.json                    sessions: when, where, with which program
 //! metrics.jsonl               a line a step
 //! events.out.tfevents.*       the same for TensorBoard
 //! sft-checkpoints/step-N/     while SFT lasts
@@ -12,6 +13,7 @@
 //! outcome-only/checkpoints/   of the run that PRIME is compared with
 //! rollouts/                   a file a recorded step, as `prime replay` reads it
 //! result.json                 the final table
+//! report.html                 all of it to look at
 //! ```
 
 use std::fs::{self, File};
@@ -19,18 +21,27 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use prime_model::Tokenizer;
 use prime_runtime::Device;
 use prime_runtime::checkpoint::{self, FolderLock};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::record;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::step::Rollouts;
 use crate::tensorboard::EventFile;
 
 /// Settings that a resumed run may change: they do not change what is computed.
-const FREE: [&str; 4] = ["threads", "train.save_every", "train.keep", "train.record_every"];
+pub(crate) const FREE: [&str; 6] = [
+    "threads",
+    "train.save_every",
+    "train.keep",
+    "train.record_every",
+    "train.record_update_every",
+    "train.report",
+];
 
 /// An open run folder, locked against other runs.
 pub struct RunFolder {
@@ -155,16 +166,23 @@ impl RunFolder {
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
-    /// Records a step's rollouts, whole or not at all.
+    /// Records a step's rollouts, whole or not at all; `updated` are their log-probabilities after the step's update, where they are known.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn record_rollouts(&self, stage: &str, step: u64, batch: &Rollouts) -> Result<()> {
+    pub fn record_rollouts(
+        &self,
+        stage: &str,
+        step: u64,
+        batch: &Rollouts,
+        tokenizer: &Tokenizer,
+        updated: Option<&[f32]>,
+    ) -> Result<()> {
         let folder = self.path.join("rollouts");
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         let mut bytes = Vec::new();
-        batch.write_json_lines(&mut bytes)?;
+        record::write(&mut bytes, batch, tokenizer, updated)?;
         checkpoint::atomic_write(folder.join(format!("{stage}-{step:06}.jsonl")), &bytes)?;
         Ok(())
     }

@@ -5,6 +5,8 @@ pub mod folder;
 pub mod interrupt;
 pub mod offline;
 pub(crate) mod progress;
+pub mod record;
+pub mod session;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -310,7 +312,11 @@ fn reinforce(
         let metrics = metrics.in_stage(stage.name);
         folder.record(&metrics)?;
         if records(config, step) && !batch.is_empty() {
-            folder.record_rollouts(stage.name, step, &batch)?;
+            let updated = records_update(config, step)
+                .then(|| trainer.policy_log_probs(&batch))
+                .transpose()?;
+            let tokenizer = trainer.prompts().tokenizer();
+            folder.record_rollouts(stage.name, step, &batch, tokenizer, updated.as_deref())?;
         }
         let value = |name: &str| metrics.get(name).unwrap_or(f64::NAN);
         progress.step(
@@ -384,7 +390,8 @@ fn warm_up(
         };
         folder.record(&metrics)?;
         if records(config, metrics.step()) && !batch.is_empty() {
-            folder.record_rollouts(metrics.stage(), metrics.step(), &batch)?;
+            let tokenizer = trainer.prompts().tokenizer();
+            folder.record_rollouts(metrics.stage(), metrics.step(), &batch, tokenizer, None)?;
         }
         let shown = [
             ("pairwise accuracy", metrics.get("prm/pairwise_accuracy")),
@@ -404,6 +411,11 @@ fn warm_up(
 
 fn records(config: &Config, step: u64) -> bool {
     step.is_multiple_of(config.train.record_every)
+}
+
+/// Whether a recorded step is scored once more, to see what its update did.
+fn records_update(config: &Config, step: u64) -> bool {
+    step.is_multiple_of(config.train.record_update_every)
 }
 
 fn save(
