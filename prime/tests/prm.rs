@@ -31,7 +31,7 @@ const TINY: [&str; 18] = [
 
 /// Worked solutions of three steps: a step with an 8 in it is wrong. Every second one has such a step.
 fn steps(i: usize) -> (Vec<String>, i64) {
-    let wrong = if i % 2 == 0 { None } else { Some(i / 2 % 3) };
+    let wrong = if i.is_multiple_of(2) { None } else { Some(i / 2 % 3) };
     let step = |k: usize| format!("{}+{}=7", (i + k) % 5, (2 * i + k) % 4);
     let steps = (0..3).map(|k| if wrong == Some(k) { step(k).replace('7', "8") } else { step(k) });
     (steps.collect(), wrong.map_or(-1, |wrong| wrong as i64))
