@@ -97,3 +97,28 @@ pub const TABLES: [Table; 3] = [
         ],
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use prime::config::Config;
+
+    use super::*;
+
+    #[test]
+    fn the_settings_of_every_row_are_a_configuration_of_its_own() {
+        for table in &TABLES {
+            let mut seen = Vec::new();
+            for row in table.rows {
+                let settings: Vec<String> = [table.settings, row.settings]
+                    .concat()
+                    .iter()
+                    .map(|text| text.replace("{warmup}", "3"))
+                    .collect();
+                let config = Config::load(&[], &settings)
+                    .unwrap_or_else(|error| panic!("{}, {}: {error:#}", table.name, row.name));
+                assert!(!seen.contains(&config), "{}: {} is another row", table.name, row.name);
+                seen.push(config);
+            }
+        }
+    }
+}
