@@ -65,6 +65,7 @@ operations! {
     embedding,
     fill,
     gather,
+    kl_penalty,
     log_prob,
     matmul,
     policy_loss,

@@ -1,20 +1,29 @@
 use prime_runtime::{DType, View, ViewMut};
 
-use super::{Clip, Statistics, reference};
+use super::{Clip, Objective, Statistics, reference};
 use crate::testing::{check_gradient, from_f32, generator};
 
 const PPO: Clip = Clip { low: 0.2, high: 0.2, dual: None };
 const DUAL: Clip = Clip { low: 0.2, high: 0.2, dual: Some(3.0) };
 
 fn run(new: &[f32], old: &[f32], advantages: &[f32], clip: Clip) -> (Statistics, Vec<f32>) {
+    run_objective(new, old, advantages, Objective::Clip(clip))
+}
+
+fn run_objective(
+    new: &[f32],
+    old: &[f32],
+    advantages: &[f32],
+    objective: Objective<'_>,
+) -> (Statistics, Vec<f32>) {
     let dims = [new.len()];
     let weights = vec![1.0f32; new.len()];
     let [new, old, advantages, weights] =
         [new, old, advantages, &weights].map(|values| View::from_slice(values, &dims));
     let mut gradient = vec![f32::NAN; dims[0]];
-    let statistics = super::forward(new, old, advantages, weights, clip).unwrap();
+    let statistics = super::forward(new, old, advantages, weights, objective).unwrap();
     let out = ViewMut::from_slice(&mut gradient, &dims);
-    super::backward(out, new, old, advantages, weights, clip).unwrap();
+    super::backward(out, new, old, advantages, weights, objective).unwrap();
     (statistics, gradient)
 }
 
@@ -29,7 +38,7 @@ fn a_device_loses_no_token_of_more_than_all_blocks_take_at_once_and_hides_no_nan
         };
         let ones = on_device(&vec![1.0; new.len()]);
         let (new, old, ones) = (on_device(new), on_device(old), ones.view());
-        super::forward(new.view(), old.view(), ones, ones, PPO).unwrap()
+        super::forward(new.view(), old.view(), ones, ones, Objective::Clip(PPO)).unwrap()
     };
     // Every third ratio is above its bound.
     let count = 70_001;
@@ -44,22 +53,87 @@ fn a_device_loses_no_token_of_more_than_all_blocks_take_at_once_and_hides_no_nan
 #[test]
 fn gradient_of_the_oracle_is_the_slope_of_its_loss() {
     let mut random = generator(1);
-    for clip in [PPO, DUAL, Clip { low: 0.1, high: 0.5, dual: Some(1.5) }] {
+    let cu_seqlens = [0u32, 1, 1, 4, 10];
+    let cu_seqlens = View::from_slice(&cu_seqlens, &[5]);
+    let objectives = [
+        Objective::Clip(PPO),
+        Objective::Clip(DUAL),
+        Objective::Clip(Clip { low: 0.1, high: 0.5, dual: Some(1.5) }),
+        Objective::Clip(Clip::NONE),
+        // The sequences' ratios are 0.3, 0.96 and 2.2: clipped below, inside and clipped above.
+        Objective::SequenceClip { low: 0.2, high: 0.2, cu_seqlens },
+        Objective::ClippedWeight { low: 0.2, high: 0.2 },
+        Objective::ClippedWeight { low: 1.0, high: 3.0 },
+    ];
+    for objective in objectives {
         // Ratios away from the bounds, where the loss has no slope.
-        let ratios = [0.3f64, 0.85, 0.95, 1.05, 1.15, 1.3, 2.0, 4.0, 9.0, 1.0];
+        let ratios = [0.3f64, 0.85, 0.95, 1.1, 1.15, 1.3, 2.0, 4.0, 9.0, 1.0];
         let old: Vec<f64> = ratios.iter().map(|_| -f64::from(random.uniform())).collect();
         let new: Vec<f64> = old.iter().zip(ratios).map(|(old, ratio)| old + ratio.ln()).collect();
         for sign in [1.0, -1.0] {
             let advantages: Vec<f64> =
                 ratios.iter().map(|_| sign * (0.5 + f64::from(random.uniform()))).collect();
             let weights: Vec<f64> = ratios.iter().map(|_| f64::from(random.uniform())).collect();
-            let gradient = reference::backward(&new, &old, &advantages, &weights, clip);
+            let here = reference::Columns {
+                new: &new,
+                constant: &new,
+                old: &old,
+                advantages: &advantages,
+                weights: &weights,
+            };
+            let gradient = reference::backward(here, objective);
+            assert!(gradient.iter().any(|&slope| slope != 0.0), "{objective:?}");
             check_gradient("d_log_probs", &new, &gradient, |new| {
-                reference::forward(new, &old, &advantages, &weights, clip).loss
+                reference::forward(reference::Columns { new, ..here }, objective).loss
             })
             .unwrap();
         }
     }
+}
+
+#[test]
+fn the_tokens_of_a_sequence_share_its_mean_ratio_and_its_clip() {
+    let ln = f32::ln;
+    // Geometric means 2, nothing, 1 and 1/2.
+    let new = [ln(4.0), 0.0, ln(2.0), ln(0.5), ln(0.5)];
+    let cu_seqlens = [0u32, 2, 2, 4, 5];
+    let cu_seqlens = View::from_slice(&cu_seqlens, &[5]);
+    let objective = Objective::SequenceClip { low: 0.25, high: 0.5, cu_seqlens };
+    let (statistics, gradient) =
+        run_objective(&new, &[0.0; 5], &[1.0, -1.0, 1.0, 3.0, 1.0], objective);
+    for (t, expected) in [0.0, 2.0, -1.0, -3.0, -0.5].into_iter().enumerate() {
+        // A rounding each of logarithms and mean, and the exponential's.
+        assert!((gradient[t] - expected).abs() <= 4e-6, "{t}: {}", gradient[t]);
+    }
+    // Only the positive advantage of the first sequence is beyond its bound: for the negative one the greater branch is the unclipped.
+    assert_eq!(statistics.clipped, 1.0);
+    assert!((statistics.loss - (-1.5 + 2.0 - 1.0 - 3.0 - 0.5)).abs() < 2e-5);
+    // A sequence's ratio is held at e^10, where it passes no gradient.
+    let (held, gradient) = run_objective(&[0.0; 2], &[-50.0; 2], &[-1.0, 0.0], {
+        let cu_seqlens = View::from_slice(&[0u32, 2], &[2]);
+        Objective::SequenceClip { low: 0.2, high: 0.2, cu_seqlens }
+    });
+    assert!((held.loss - 10f64.exp()).abs() < 0.01, "{}", held.loss);
+    assert_eq!(gradient, [0.0; 2]);
+}
+
+#[test]
+fn clipped_weights_bound_every_token_s_gradient_and_drop_none() {
+    let ln = f32::ln;
+    let (new, old) = ([ln(0.5), -1.0, ln(0.25)], [ln(0.25), -1.0, ln(0.5)]);
+    let objective = Objective::ClippedWeight { low: 0.25, high: 0.5 };
+    let (statistics, gradient) = run_objective(&new, &old, &[1.0, 2.0, -1.0], objective);
+    assert_eq!(gradient, [-1.5, -2.0, 0.75]);
+    assert_eq!((statistics.clipped, statistics.clipped_dual), (2.0, 0.0));
+    let expected = -1.5 * 0.5f64.ln() + 2.0 + 0.75 * 0.25f64.ln();
+    assert!((statistics.loss - expected).abs() < 1e-6);
+}
+
+#[test]
+fn no_ratio_reaches_the_bounds_of_none() {
+    let (statistics, gradient) = run(&[0.0, -25.0], &[-20.0, 0.0], &[1.0, 1.0], Clip::NONE);
+    assert_eq!(statistics.clipped, 0.0);
+    assert!((f64::from(gradient[0]) + 20f64.exp()).abs() < 1e-5 * 20f64.exp());
 }
 
 #[test]
@@ -117,7 +191,8 @@ fn bad_arguments_get_a_sentence() {
     let halves = from_f32(&[0.0; 4], DType::BF16, &[4]);
     let (good, short, half) = (values.view(), values.head(3), halves.view());
     let message = |new, weights, clip| {
-        super::forward(new, good, good, weights, clip).unwrap_err().to_string()
+        let objective = Objective::Clip(clip);
+        super::forward(new, good, good, weights, objective).unwrap_err().to_string()
     };
     assert_eq!(
         message(good, short, PPO),
@@ -137,6 +212,12 @@ fn bad_arguments_get_a_sentence() {
     ] {
         assert_eq!(message(good, good, clip), expected);
     }
+    for offsets in [&[0u32, 3][..], &[1, 4], &[0, 3, 2, 4], &[]] {
+        let cu_seqlens = View::from_slice(offsets, &[offsets.len()]);
+        let objective = Objective::SequenceClip { low: 0.2, high: 0.2, cu_seqlens };
+        let refused = super::forward(good, good, good, good, objective).unwrap_err().to_string();
+        assert!(refused.starts_with("policy_loss.forward: `cu_seqlens`"), "{refused}");
+    }
 }
 
 /// The values of a ragged list of lists, end to end.
@@ -151,29 +232,42 @@ fn loss_and_gradient_are_those_of_the_published_programs() {
     for case in &cases {
         let (input, expect) = (&case["input"], &case["expect"]);
         let (new, old) = (flat(&input["new_log_prob"]), flat(&input["old_log_prob"]));
-        let clip = case["clip"].as_f64().unwrap() as f32;
-        let weights = vec![1.0 / new.len() as f32; new.len()];
+        let bound = case["clip"].as_f64().unwrap() as f32;
         let dims = [new.len()];
-        for (judge, advantages, dual) in [
-            (
-                &expect["policy_loss"]["vanilla"],
-                &expect["prime_rloo_verl"]["advantages_whitened"],
-                Some(3.0),
-            ),
-            (
-                &expect["prime_rloo_prime_repo"],
-                &expect["prime_rloo_prime_repo"]["advantages_whitened"],
-                None,
-            ),
+        let lengths: Vec<usize> = input["new_log_prob"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row.as_array().unwrap().len())
+            .collect();
+        let mut cu_seqlens = vec![0u32];
+        cu_seqlens.extend(lengths.iter().scan(0, |end, &length| {
+            *end += length as u32;
+            Some(*end)
+        }));
+        let cu_seqlens = View::from_slice(&cu_seqlens, &[cu_seqlens.len()]);
+        let token_mean = vec![1.0 / new.len() as f32; new.len()];
+        let of_row = |&length: &usize| vec![1.0 / (lengths.len() * length) as f32; length];
+        let seq_mean: Vec<f32> = lengths.iter().flat_map(of_row).collect();
+        let clip = |dual| Objective::Clip(Clip { low: bound, high: bound, dual });
+        let verl = &expect["prime_rloo_verl"]["advantages_whitened"];
+        let repo = &expect["prime_rloo_prime_repo"];
+        let judged = &expect["policy_loss"];
+        let sequences = Objective::SequenceClip { low: bound, high: bound, cu_seqlens };
+        let weights = Objective::ClippedWeight { low: bound, high: bound };
+        for (judge, advantages, objective, weights) in [
+            (&judged["vanilla"], verl, clip(Some(3.0)), &token_mean),
+            (&judged["gspo"], verl, sequences, &seq_mean),
+            (&judged["cispo"], verl, weights, &token_mean),
+            (repo, &repo["advantages_whitened"], clip(None), &token_mean),
         ] {
-            let clip = Clip { low: clip, high: clip, dual };
             let advantages = flat(advantages);
             let [new, old, advantages, weights] =
-                [&new, &old, &advantages, &weights].map(|values| View::from_slice(values, &dims));
-            let ours = super::forward(new, old, advantages, weights, clip).unwrap();
+                [&new, &old, &advantages, weights].map(|values| View::from_slice(values, &dims));
+            let ours = super::forward(new, old, advantages, weights, objective).unwrap();
             let mut gradient = vec![0.0f32; dims[0]];
             let out = ViewMut::from_slice(&mut gradient, &dims);
-            super::backward(out, new, old, advantages, weights, clip).unwrap();
+            super::backward(out, new, old, advantages, weights, objective).unwrap();
 
             let loss = if judge["loss"].is_null() { &judge["policy_loss"] } else { &judge["loss"] };
             // The programs ran in float32: their own rounding is what is allowed for.
