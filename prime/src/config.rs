@@ -14,8 +14,12 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::graders::nearest;
+use crate::step::policy_loss::{Covariance, KlPenalty};
 use crate::step::prm_targets::Loss;
-use crate::step::{Aggregation, Estimator, Form, Granularity, PrmLoss, ProcessNorm};
+use crate::step::{
+    Aggregation, Estimator, Form, Granularity, KlKind, PolicyLoss, PrmLoss, ProcessNorm, advantage,
+    aggregate, implicit_reward,
+};
 use crate::tasks::{ArithmeticSettings, CountdownSettings, JsonlSettings};
 
 mod critic;
@@ -309,21 +313,39 @@ pub struct AdvantageConfig {
     pub process_coef: f64,
     pub outcome_coef: f64,
     pub process_gamma: f64,
+    pub outcome_gamma: f64,
     pub gae_lambda: f64,
     pub granularity: Granularity,
+    pub step_separator: String,
+    pub process_lambda: f64,
+    pub process_use_outcome: bool,
+    pub overlong_buffer: usize,
+    pub overlong_factor: f64,
+    pub kl_coef: f64,
+    pub kl_kind: KlKind,
 }
 
 /// `[policy]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct PolicyConfig {
+    pub loss: PolicyLoss,
     pub minibatches: usize,
     pub epochs: usize,
     pub clip_low: f32,
     pub clip_high: f32,
     pub dual_clip: f32,
+    pub cov_share: f64,
+    pub cov_low: f64,
+    pub cov_high: f64,
+    pub cov_penalty: f64,
     pub entropy_coef: f32,
-    pub aggregation: Aggregation,
+    #[serde(with = "aggregate::or_auto")]
+    pub aggregation: Option<Aggregation>,
+    pub mask_truncated: bool,
+    pub kl_coef: f64,
+    pub kl_kind: KlKind,
+    pub kl_reference: String,
     #[serde(flatten)]
     pub optimizer: OptimizerConfig,
 }
@@ -355,6 +377,23 @@ pub struct EvalConfig {
     pub samples: usize,
     pub temperature: f32,
     pub every: u64,
+}
+
+impl PolicyConfig {
+    /// Which tokens the losses that choose by covariance take.
+    pub fn covariance(&self) -> Covariance {
+        Covariance {
+            share: self.cov_share,
+            low: self.cov_low,
+            high: self.cov_high,
+            penalty: self.cov_penalty,
+        }
+    }
+
+    /// How token losses make the loss: as configured, or as the loss was published.
+    pub fn aggregation(&self) -> Aggregation {
+        self.aggregation.unwrap_or(self.loss.aggregation())
+    }
 }
 
 impl Config {
@@ -511,15 +550,12 @@ impl Config {
         within("policy.clip_low", f64::from(self.policy.clip_low), 0.0, 1.0)?;
         within("policy.clip_high", f64::from(self.policy.clip_high), 0.0, 1e6)?;
         within("policy.entropy_coef", f64::from(self.policy.entropy_coef), -10.0, 10.0)?;
+        self.check_losses()?;
         within("eval.temperature", f64::from(self.eval.temperature), 0.0, 100.0)?;
         ensure!(
             self.policy.dual_clip == 0.0 || self.policy.dual_clip > 1.0,
             "policy.dual_clip is {}, expected 0 (off) or more than 1",
             self.policy.dual_clip
-        );
-        ensure!(
-            self.advantage.granularity != Granularity::Step,
-            "advantage.granularity is \"step\", which needs marked step ends; a run offers \"token\" and \"whole\""
         );
         if prime_runtime::DType::parse(&self.model.dtype)
             .is_none_or(|dtype| dtype == prime_runtime::DType::F16)
@@ -527,6 +563,80 @@ impl Config {
             bail!("model.dtype is \"{}\", expected \"float32\" or \"bfloat16\"", self.model.dtype);
         }
         Ok(())
+    }
+
+    fn check_losses(&self) -> Result<()> {
+        let (advantage, policy) = (&self.advantage, &self.policy);
+        within("advantage.outcome_gamma", advantage.outcome_gamma, 0.0, 1.0)?;
+        within("advantage.process_lambda", advantage.process_lambda, 0.0, 1.0)?;
+        within("advantage.overlong_factor", advantage.overlong_factor, 0.0, 1e9)?;
+        within("advantage.kl_coef", advantage.kl_coef, 0.0, 1e9)?;
+        within("policy.kl_coef", policy.kl_coef, 0.0, 1e9)?;
+        within("policy.cov_share", policy.cov_share, 0.0, 1.0)?;
+        within("policy.cov_low", policy.cov_low, -1e9, 1e9)?;
+        within("policy.cov_high", policy.cov_high, policy.cov_low, 1e9)?;
+        within("policy.cov_penalty", policy.cov_penalty, 0.0, 1e9)?;
+        ensure!(
+            advantage.overlong_buffer <= self.rollout.max_new_tokens,
+            "advantage.overlong_buffer is {}, expected at most rollout.max_new_tokens, {}",
+            advantage.overlong_buffer,
+            self.rollout.max_new_tokens
+        );
+        ensure!(
+            advantage.granularity != Granularity::Step || !advantage.step_separator.is_empty(),
+            "advantage.granularity is \"step\", which needs a text that separates steps in advantage.step_separator"
+        );
+        ensure!(
+            policy.dual_clip == 0.0 || policy.loss == PolicyLoss::Ppo,
+            "policy.dual_clip is {}, but policy.loss is \"{}\": the dual clip is of \"ppo\" alone",
+            policy.dual_clip,
+            policy.loss
+        );
+        ensure!(
+            policy.kl_reference.is_empty() || self.needs_kl_reference(),
+            "policy.kl_reference is \"{}\", but neither policy.kl_coef nor advantage.kl_coef is above 0",
+            policy.kl_reference
+        );
+        Ok(())
+    }
+
+    /// Whether the policy is held to a reference of its own.
+    pub fn needs_kl_reference(&self) -> bool {
+        self.policy.kl_coef > 0.0 || self.advantage.kl_coef > 0.0
+    }
+
+    /// How process rewards are computed.
+    pub fn rewards(&self) -> implicit_reward::Settings {
+        implicit_reward::Settings {
+            form: self.advantage.form,
+            beta: self.prm.beta,
+            process_norm: self.advantage.process_norm,
+            granularity: self.advantage.granularity,
+            lambda: self.advantage.process_lambda,
+            use_outcome: self.advantage.process_use_outcome,
+        }
+    }
+
+    /// How advantages are computed.
+    pub fn returns(&self) -> advantage::Settings {
+        let config = &self.advantage;
+        let length_penalty = advantage::LengthPenalty {
+            max_length: self.rollout.max_new_tokens,
+            buffer: config.overlong_buffer,
+            factor: config.overlong_factor,
+        };
+        advantage::Settings {
+            estimator: config.estimator,
+            form: config.form,
+            outcome_coef: config.outcome_coef,
+            process_coef: config.process_coef,
+            process_gamma: config.process_gamma,
+            outcome_gamma: config.outcome_gamma,
+            length_penalty: (config.overlong_buffer > 0).then_some(length_penalty),
+            kl: (config.kl_coef > 0.0)
+                .then_some(KlPenalty { coef: config.kl_coef, kind: config.kl_kind }),
+            gae_lambda: config.gae_lambda,
+        }
     }
 
     /// Where the models lie and compute.

@@ -89,12 +89,16 @@ enum Pass {
 pub struct LossInputs {
     /// Three columns of up to as many numbers as the micro-batch has tokens.
     pub columns: Upload<f32, 3>,
-    /// Where responses begin and the end, and where the targets of each begin.
-    cu_seqlens: Upload<u32, 2>,
+    /// Where responses begin and the end, and where the PRM's targets of each begin.
+    pub cu_seqlens: Upload<u32, 2>,
     /// Labels, offsets and weights of the PRM's targets: (targets).
     targets: Upload<f32, 3>,
     /// How many targets are planned for.
     most_targets: usize,
+    /// Three columns more, for penalties.
+    pub penalty_columns: Upload<f32, 3>,
+    /// (tokens): the penalty of each token.
+    pub penalties: Tensor,
     device: Device,
 }
 
@@ -105,6 +109,8 @@ impl LossInputs {
             cu_seqlens: Upload::new(device, [tokens + 1; 2])?,
             targets: Upload::new(device, [tokens; 3])?,
             most_targets: tokens,
+            penalty_columns: Upload::new(device, [tokens; 3])?,
+            penalties: Tensor::zeros(device, DType::F32, &[tokens])?,
             device,
         })
     }

@@ -11,15 +11,16 @@
 //! | `new_log_probs` | the same under the policy being updated; the old ones where it is missing |
 //! | `values` | a critic's value of the text before each token; needed by `estimator=gae` alone |
 //! | `step_ends` | the indices of the tokens that end a step; needed by `granularity=step` alone |
+//! | `kl_ref_log_probs` | of each token under the policy's own reference, for KL penalties; `ref_log_probs` where all lines lack it |
+//! | `finished` | whether the response ended by itself; true where it is missing, read by `mask_truncated` alone |
 //!
-//! Output: each line as it was with `process_rewards`, `returns` and `advantages`, and a last line of losses.
+//! Output: each line as it was with `process_rewards`, `returns` and `advantages`, where asked for with `kl` and `grad_log_prob`, and a last line
+//! of losses.
 
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use prime_kernels::policy_loss;
-use prime_runtime::View;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -27,7 +28,9 @@ use crate::step::prm_targets::loss_of;
 use crate::step::{
     Estimator, Granularity, Response, Rollouts, accuracy, advantage, implicit_reward,
 };
+use policy::PolicyLosses;
 
+mod policy;
 mod settings;
 
 pub use settings::{KEYS, ReplaySettings};
@@ -41,14 +44,9 @@ pub struct Summary {
     pub prm_accuracy: Option<f64>,
     /// [`accuracy::sign`].
     pub prm_sign_accuracy: Option<f64>,
-    /// The clipped surrogate under the aggregation.
-    pub policy_loss: f64,
-    /// The share of tokens whose clipped branch was the greater one.
-    pub clip_fraction: f64,
-    /// The share of tokens held by the dual clip.
-    pub dual_clip_fraction: f64,
-    /// The mean of old - new over tokens.
-    pub approx_kl: f64,
+    /// What the policy's side of the step comes to.
+    #[serde(flatten)]
+    pub policy: PolicyLosses,
 }
 
 /// A finished replay: nothing is written before everything is computed.
@@ -58,6 +56,10 @@ pub struct Replay {
     pub batch: Rollouts,
     /// The losses.
     pub summary: Summary,
+    /// The divergence of the new policy from its reference at each token, where it was asked for.
+    pub kl: Option<Vec<f32>>,
+    /// The gradient of the total loss by each new log-probability, where it was asked for.
+    pub gradient: Option<Vec<f32>>,
     lines: Vec<Source>,
 }
 
@@ -75,7 +77,14 @@ struct OutputLine<'a> {
     process_rewards: &'a [f32],
     returns: &'a [f32],
     advantages: &'a [f32],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kl: Option<&'a [f32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grad_log_prob: Option<&'a [f32]>,
 }
+
+/// The fields of a line that a replay or a run computes.
+const COMPUTED: [&str; 5] = ["process_rewards", "returns", "advantages", "kl", "grad_log_prob"];
 
 impl Replay {
     /// Writes the input's lines in their order, each with what was computed for it, and the summary.
@@ -89,7 +98,9 @@ impl Replay {
                 input,
                 process_rewards: &self.batch.process_rewards[span.clone()],
                 returns: &self.batch.returns[span.clone()],
-                advantages: &self.batch.advantages[span],
+                advantages: &self.batch.advantages[span.clone()],
+                kl: self.kl.as_ref().map(|column| &column[span.clone()]),
+                grad_log_prob: self.gradient.as_ref().map(|column| &column[span]),
             };
             serde_json::to_writer(&mut out, &line)?;
             out.write_all(b"\n")?;
@@ -115,27 +126,11 @@ pub fn replay(input: impl BufRead, settings: &ReplaySettings) -> Result<Replay> 
     } else {
         vec![0.0; tokens]
     };
-    let computed = advantage::advantages(&batch, &settings.returns())?;
+    let longest = batch.lengths().into_iter().max().unwrap_or(0).max(1);
+    let computed = advantage::advantages(&batch, &settings.returns(longest))?;
     (batch.returns, batch.advantages) = (computed.returns, computed.advantages);
 
-    let lengths = batch.lengths();
-    let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
-    let weights =
-        settings.aggregation.weights(&lengths, settings.max_response_length.unwrap_or(longest))?;
-    let column = |values| View::from_slice::<f32>(values, &[tokens]);
-    let policy = policy_loss::forward(
-        column(&batch.new_log_probs),
-        column(&batch.old_log_probs),
-        column(&batch.advantages),
-        column(&weights),
-        settings.clip(),
-    )?;
-    ensure!(
-        policy.loss.is_finite(),
-        "the policy loss is {}: advantages times ratios of probabilities are beyond float32",
-        policy.loss
-    );
-    let share = |sum: f64| sum / policy.tokens.max(1.0);
+    let policy = policy::losses(&batch, settings, longest)?;
     let summary = Summary {
         prm_loss: if with_prm {
             Some(loss_of(&batch, &settings.prm_loss(), settings.kto_kl)?)
@@ -144,12 +139,9 @@ pub fn replay(input: impl BufRead, settings: &ReplaySettings) -> Result<Replay> 
         },
         prm_accuracy: if with_prm { Some(accuracy::pairwise(&batch)?) } else { None },
         prm_sign_accuracy: if with_prm { Some(accuracy::sign(&batch)?) } else { None },
-        policy_loss: policy.loss,
-        clip_fraction: share(policy.clipped),
-        dual_clip_fraction: share(policy.clipped_dual),
-        approx_kl: share(policy.kl),
+        policy: policy.losses,
     };
-    Ok(Replay { batch, summary, lines })
+    Ok(Replay { batch, summary, kl: policy.kl, gradient: policy.gradient, lines })
 }
 
 /// One line of input.
@@ -162,6 +154,8 @@ struct Line {
     new: Vec<f32>,
     prm: Option<(Vec<f32>, Vec<f32>)>,
     values: Option<Vec<f32>>,
+    kl_reference: Option<Vec<f32>>,
+    finished: bool,
     step_ends: Option<Vec<bool>>,
 }
 
@@ -189,6 +183,7 @@ fn read(input: impl BufRead, settings: &ReplaySettings) -> Result<(Rollouts, Vec
 
     let with_prm = settings.process_coef != 0.0 || lines.iter().any(|line| line.prm.is_some());
     let with_values = settings.estimator == Estimator::Gae;
+    let own_reference = lines.iter().any(|line| line.kl_reference.is_some());
     let with_steps = settings.granularity == Granularity::Step;
     let mut batch = Rollouts::new();
     let mut response_of = vec![0; lines.len()];
@@ -208,7 +203,7 @@ fn read(input: impl BufRead, settings: &ReplaySettings) -> Result<(Rollouts, Vec
                 tokens: Vec::new(),
                 old_log_probs: line.old.clone(),
                 outcome: line.outcome,
-                finished: true,
+                finished: line.finished,
             });
             batch.new_log_probs.extend_from_slice(&line.new);
             if with_prm {
@@ -220,6 +215,20 @@ fn read(input: impl BufRead, settings: &ReplaySettings) -> Result<(Rollouts, Vec
                 };
                 batch.prm_log_probs.extend_from_slice(prm);
                 batch.ref_log_probs.extend_from_slice(reference);
+            }
+            if settings.needs_kl_reference() {
+                let reference = if own_reference {
+                    line.kl_reference.as_ref()
+                } else {
+                    line.prm.as_ref().map(|(_, reference)| reference)
+                };
+                let reference = reference.with_context(|| {
+                    format!(
+                        "line {}: the field kl_ref_log_probs is missing; KL to a reference needs it, or ref_log_probs in all lines",
+                        line.number
+                    )
+                })?;
+                batch.kl_ref_log_probs.extend_from_slice(reference);
             }
             if with_values {
                 let values = line.values.as_ref().with_context(|| {
@@ -289,10 +298,17 @@ fn parse(number: usize, bytes: &[u8]) -> Result<Line> {
         (Some(_), None) => bail!("the field ref_log_probs is missing"),
     };
     let values = of_length("values")?;
+    let kl_reference = of_length("kl_ref_log_probs")?;
+    let finished = match fields.get("finished") {
+        None => true,
+        Some(value) => value
+            .as_bool()
+            .with_context(|| format!("finished is {value}; it must be true or false"))?,
+    };
     let new = of_length("new_log_probs")?.unwrap_or_else(|| old.clone());
     let step_ends = step_ends(&fields, old.len())?;
     // What an earlier replay or the run itself computed makes room for what this one does.
-    for computed in ["process_rewards", "returns", "advantages"] {
+    for computed in COMPUTED {
         fields.shift_remove(computed);
     }
     Ok(Line {
@@ -303,6 +319,8 @@ fn parse(number: usize, bytes: &[u8]) -> Result<Line> {
         new,
         prm,
         values,
+        kl_reference,
+        finished,
         step_ends,
         fields,
     })

@@ -22,8 +22,8 @@ use crate::step::curriculum::{ByGroup, Curriculum};
 use crate::step::filter::{self, Bounds, Counts};
 use crate::step::rollout::{self, Stop};
 use crate::step::{
-    PrmLoss, Rollouts, accuracy, advantage, filter::Refill as Selector, grade, implicit_reward,
-    policy_update, prm_update,
+    Granularity, PrmLoss, Rollouts, accuracy, advantage, filter::Refill as Selector, grade,
+    implicit_reward, policy_loss, policy_update, prm_update, steps,
 };
 
 mod critic;
@@ -101,6 +101,8 @@ pub struct Trainer {
     policy: Learner,
     prm: Option<Prm>,
     critic: Option<Critic>,
+    /// What the policy's KL penalties are measured from.
+    kl_reference: Option<Frozen>,
     generator: Generator,
     stop: Stop,
     state: State,
@@ -182,10 +184,30 @@ impl Trainer {
             policy,
             prm,
             critic,
+            kl_reference: None,
             generator,
             stop,
             state,
         })
+    }
+
+    /// The trainer with a model that never changes, from which the configuration's KL penalties are measured.
+    ///
+    /// # Errors
+    /// When memory is not to be had.
+    pub fn with_kl_reference(mut self, reference: Option<Model>) -> Result<Self> {
+        self.kl_reference = match reference {
+            None => None,
+            Some(Model { config, weights }) => {
+                let tokens = self.config.micro_batch_tokens();
+                let (device, dtype) = (self.config.device(), self.config.dtype());
+                let engine = (config != self.model_config)
+                    .then(|| Engine::new(&config, device, dtype, tokens, Mode::Score))
+                    .transpose()?;
+                Some(Frozen { engine, weights })
+            }
+        };
+        Ok(self)
     }
 
     /// Where the run stands.
@@ -310,7 +332,8 @@ impl Trainer {
                 self.reward(&mut batch, &mut metrics)?;
             }
             if left <= self.critic_warmup() {
-                self.advise(&mut batch)?;
+                self.refer(&mut batch, &mut metrics)?;
+                self.advise(&mut batch, &mut metrics)?;
                 self.update_critic(&batch, &mut metrics)?;
             }
         }
@@ -325,7 +348,8 @@ impl Trainer {
         let mut batch = self.sample(progress, &mut metrics)?;
         if !batch.is_empty() {
             self.reward(&mut batch, &mut metrics)?;
-            self.advise(&mut batch)?;
+            self.refer(&mut batch, &mut metrics)?;
+            self.advise(&mut batch, &mut metrics)?;
             self.update_critic(&batch, &mut metrics)?;
             self.update_policy(&mut batch, &mut metrics)?;
         }
@@ -397,8 +421,12 @@ impl Trainer {
             )?;
             sampled.seconds_rollout += started.elapsed().as_secs_f64();
             let started = Instant::now();
-            let round =
+            let mut round =
                 grade::grade(self.prompts.task(), self.prompts.tokenizer(), &prompts, completions)?;
+            if self.config.advantage.granularity == Granularity::Step && self.prm.is_some() {
+                let separator = &self.config.advantage.step_separator;
+                steps::mark(&mut round, self.prompts.tokenizer(), separator)?;
+            }
             sampled.seconds_grade += started.elapsed().as_secs_f64();
             sampled.rounds += 1;
             sampled.sampled_tokens += round.token_count();
@@ -447,11 +475,8 @@ impl Trainer {
             // On the host, and where sums do not depend on the batch, the sampler's log-probs are the trainer's, bit for bit; at another temperature
             // they are of another distribution. Elsewhere they differ by roundings, which would be rewards where the PRM is still the policy.
             None if samples_what_it_trains => batch.old_log_probs.clone(),
-            None => score(&mut self.engine, &self.policy.weights, batch)?,
-            Some(frozen) => {
-                let engine = frozen.engine.as_mut().unwrap_or(&mut self.engine);
-                score(engine, &frozen.weights, batch)?
-            }
+            None => score(&mut self.engine, &self.policy.weights, batch, 1.0)?,
+            Some(frozen) => frozen.score(&mut self.engine, batch, 1.0)?,
         };
         let most = self.config.micro_batch_tokens();
         let mismatched = match self.config.prm.loss {
@@ -479,7 +504,7 @@ impl Trainer {
             epochs: self.config.prm.epochs,
         };
         if self.config.prm.update == PrmUpdate::Reverse {
-            batch.prm_log_probs = score(engine, &prm.learner.weights, batch)?;
+            batch.prm_log_probs = score(engine, &prm.learner.weights, batch, 1.0)?;
         }
         let of_batch = prm_update::Mismatched::of(batch, most);
         let mismatched = mismatched.as_ref().map(|reference| (&of_batch, &reference[..]));
@@ -488,17 +513,13 @@ impl Trainer {
                 .context("the PRM's update")?;
         match self.config.prm.update {
             PrmUpdate::After => batch.prm_log_probs = outcome.prm_log_probs,
-            PrmUpdate::Before => batch.prm_log_probs = score(engine, &prm.learner.weights, batch)?,
+            PrmUpdate::Before => {
+                batch.prm_log_probs = score(engine, &prm.learner.weights, batch, 1.0)?;
+            }
             PrmUpdate::Reverse => {}
         }
         self.state.prm_updates = prm.learner.optimizer().step();
-        let settings = implicit_reward::Settings {
-            form: self.config.advantage.form,
-            beta: self.config.prm.beta,
-            process_norm: self.config.advantage.process_norm,
-            granularity: self.config.advantage.granularity,
-        };
-        batch.process_rewards = implicit_reward::process_rewards(batch, &settings)?;
+        batch.process_rewards = implicit_reward::process_rewards(batch, &self.config.rewards())?;
         metrics.set("seconds/prm", started.elapsed().as_secs_f64());
         let tokens = batch.token_count() as f64;
         metrics.set("throughput/prm_tokens_per_second", tokens / started.elapsed().as_secs_f64());
@@ -518,21 +539,35 @@ impl Trainer {
         Ok(())
     }
 
+    /// Log-probs under the reference of the policy's KL penalties, at the temperature that the policy is sampled at.
+    fn refer(&mut self, batch: &mut Rollouts, metrics: &mut Metrics) -> Result<()> {
+        let Some(reference) = &mut self.kl_reference else { return Ok(()) };
+        let started = Instant::now();
+        let temperature = self.config.rollout.temperature;
+        batch.kl_ref_log_probs = reference.score(&mut self.engine, batch, temperature)?;
+        metrics.set("seconds/kl_reference", started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
     /// The critic's values, where there is one, returns and advantages.
-    fn advise(&mut self, batch: &mut Rollouts) -> Result<()> {
+    fn advise(&mut self, batch: &mut Rollouts, metrics: &mut Metrics) -> Result<()> {
         if let Some(critic) = &mut self.critic {
             batch.values = critic.values(&mut self.engine, &self.policy, batch)?;
         }
-        let config = &self.config.advantage;
-        let settings = advantage::Settings {
-            estimator: config.estimator,
-            form: config.form,
-            outcome_coef: config.outcome_coef,
-            // None without a PRM, and none yet in batches that warm up the critic before the PRM.
-            process_coef: if batch.process_rewards.is_empty() { 0.0 } else { config.process_coef },
-            process_gamma: config.process_gamma,
-            gae_lambda: config.gae_lambda,
-        };
+        let mut settings = self.config.returns();
+        // None without a PRM, and none yet in batches that warm up the critic before the PRM.
+        if batch.process_rewards.is_empty() {
+            settings.process_coef = 0.0;
+        }
+        if let Some(penalty) = &settings.length_penalty {
+            let sum: f64 = batch.lengths().iter().map(|&length| penalty.of(length)).sum();
+            metrics.set("reward/length_penalty", sum / batch.len() as f64);
+        }
+        if let Some(kl) = settings.kl {
+            let divergences = advantage::divergences(batch, &batch.old_log_probs, kl)?;
+            let sum: f64 = divergences.iter().map(|&x| f64::from(x)).sum();
+            metrics.set("reward/kl", sum / batch.token_count() as f64);
+        }
         let advantages = advantage::advantages(batch, &settings)?;
         batch.returns = advantages.returns;
         batch.advantages = advantages.advantages;
@@ -548,14 +583,22 @@ impl Trainer {
     fn update_policy(&mut self, batch: &mut Rollouts, metrics: &mut Metrics) -> Result<()> {
         let started = Instant::now();
         let config = &self.config.policy;
+        let clip = Clip {
+            low: config.clip_low,
+            high: config.clip_high,
+            dual: (config.dual_clip > 0.0).then_some(config.dual_clip),
+        };
         let settings = policy_update::Settings {
-            clip: Clip {
-                low: config.clip_low,
-                high: config.clip_high,
-                dual: (config.dual_clip > 0.0).then_some(config.dual_clip),
+            loss: policy_loss::LossSettings {
+                loss: config.loss,
+                clip,
+                covariance: config.covariance(),
             },
             entropy_coef: config.entropy_coef,
-            aggregation: config.aggregation,
+            kl: (config.kl_coef > 0.0)
+                .then_some(policy_loss::KlPenalty { coef: config.kl_coef, kind: config.kl_kind }),
+            aggregation: config.aggregation(),
+            mask_truncated: config.mask_truncated,
             max_new_tokens: self.config.rollout.max_new_tokens,
             temperature: self.config.rollout.temperature,
             minibatches: config.minibatches,
@@ -575,6 +618,18 @@ impl Trainer {
         metrics.set("policy/loss", outcome.loss);
         metrics.set("policy/clip_fraction", outcome.clip_fraction);
         metrics.set("policy/kl", outcome.kl);
+        if config.dual_clip > 0.0 {
+            metrics.set("policy/dual_clip_fraction", outcome.dual_clip_fraction);
+        }
+        if settings.loss.selects() {
+            metrics.set("policy/selected_fraction", outcome.selected);
+        }
+        if config.mask_truncated {
+            metrics.set("policy/masked_responses", outcome.masked);
+        }
+        if let Some(kl) = outcome.kl_reference {
+            metrics.set("policy/kl_reference", kl);
+        }
         metrics.set("policy/entropy", outcome.entropy);
         metrics.set("policy/gradient_norm", outcome.gradient_norm);
         metrics.set("policy/learning_rate", outcome.learning_rate);
@@ -656,10 +711,27 @@ impl Config {
     }
 }
 
-/// Log-probabilities of a batch's responses at temperature 1.
-fn score(engine: &mut Engine, weights: &Weights, batch: &Rollouts) -> Result<Vec<f32>> {
+impl Frozen {
+    /// Log-probabilities of a batch's responses; `shared` are the buffers of the policy's shape.
+    fn score(
+        &mut self,
+        shared: &mut Engine,
+        batch: &Rollouts,
+        temperature: f32,
+    ) -> Result<Vec<f32>> {
+        score(self.engine.as_mut().unwrap_or(shared), &self.weights, batch, temperature)
+    }
+}
+
+/// Log-probabilities of a batch's responses.
+fn score(
+    engine: &mut Engine,
+    weights: &Weights,
+    batch: &Rollouts,
+    temperature: f32,
+) -> Result<Vec<f32>> {
     let (mut log_probs, mut entropy) = (Vec::with_capacity(batch.token_count()), Vec::new());
-    engine.score(weights, &batch.samples(), 1.0, &mut log_probs, &mut entropy)?;
+    engine.score(weights, &batch.samples(), temperature, &mut log_probs, &mut entropy)?;
     Ok(log_probs)
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use prime::config::{Config, Refill};
-use prime::step::{Aggregation, Form};
+use prime::step::{Aggregation, Estimator, Form};
 
 fn files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
@@ -37,6 +37,22 @@ fn the_defaults_file_is_the_defaults() {
     assert_eq!(load("default.toml"), Config::load(&[], &[]).unwrap());
 }
 
+#[test]
+fn dapo_is_laid_over_a_task_and_keeps_its_bounds_penalty_and_filter() {
+    let config = load("dapo.toml");
+    assert_eq!(config.advantage.estimator, Estimator::Grpo);
+    assert_eq!((config.policy.clip_low, config.policy.clip_high), (0.2, 0.28));
+    assert_eq!(config.policy.aggregation(), Aggregation::TokenMean);
+    assert!(config.filter.lower > 0.0 && config.filter.upper < 1.0);
+    assert_eq!(config.filter.refill, Refill::Resample);
+    let penalty = config.returns().length_penalty.unwrap();
+    let longest = config.rollout.max_new_tokens;
+    assert_eq!((penalty.of(longest - longest / 5), penalty.of(longest)), (0.0, -0.5));
+    let gsm8k = files().into_iter().find(|file| file.ends_with("gsm8k.toml")).unwrap();
+    let dapo = files().into_iter().find(|file| file.ends_with("dapo.toml")).unwrap();
+    Config::load(&[gsm8k, dapo], &[]).unwrap();
+}
+
 /// The figures are those of the published script; the defaults, which are for another model, must not show through.
 #[test]
 fn the_published_run_keeps_its_batch_sizes_rates_and_form() {
@@ -51,6 +67,6 @@ fn the_published_run_keeps_its_batch_sizes_rates_and_form() {
     assert_eq!((policy.max_gradient_norm, prm.max_gradient_norm), (1.0, 10.0));
     assert_eq!((config.prm.beta, config.prm.warmup_batches), (0.05, 0));
     assert_eq!(config.advantage.form, Form::PrimeRepo);
-    assert_eq!(config.policy.aggregation, Aggregation::SeqMeanTokenMean);
+    assert_eq!(config.policy.aggregation, Some(Aggregation::SeqMeanTokenMean));
     assert_eq!((config.sft.steps, config.train.steps), (0, 592));
 }

@@ -22,6 +22,8 @@ pub enum Stream {
     Bootstrap = 5,
     /// Tests and benchmarks.
     Test = 6,
+    /// Tokens that a loss treats apart. Sequence: the update.
+    Selection = 7,
 }
 
 /// Ten rounds of Philox4x32: four random words of a counter and a key.

@@ -7,13 +7,14 @@
 use std::path::{Path, PathBuf};
 
 use prime::replay::{ReplaySettings, replay};
+use prime::step::policy_loss::{Columns, Covariance, LossSettings, random_of, weights};
 use prime::step::prm_targets::{self, Graded, Loss};
 use prime::step::{
-    Aggregation, Estimator, Form, Granularity, PrmLoss, Response, Rollouts, accuracy, advantage,
-    implicit_reward,
+    Aggregation, Estimator, Form, Granularity, KlKind, PolicyLoss, PrmLoss, Response, Rollouts,
+    accuracy, advantage, implicit_reward,
 };
 use prime_kernels::policy_loss::Clip;
-use prime_kernels::{policy_loss, prm_loss};
+use prime_kernels::{kl_penalty, policy_loss, prm_loss};
 use prime_runtime::{View, ViewMut};
 use serde_json::{Value, json};
 
@@ -100,6 +101,8 @@ impl Case {
                 _ => self.json["process_norm"].as_str().unwrap().parse().unwrap(),
             },
             granularity: Granularity::Token,
+            lambda: 0.0,
+            use_outcome: false,
         }
     }
 
@@ -120,6 +123,9 @@ impl Case {
             outcome_coef,
             process_coef,
             process_gamma,
+            outcome_gamma: 1.0,
+            length_penalty: None,
+            kl: None,
             gae_lambda: 0.95,
         }
     }
@@ -147,9 +153,10 @@ impl Case {
         ]
     }
 
-    fn clip(&self, dual: Option<f32>) -> Clip {
+    fn loss(&self, loss: PolicyLoss, dual: Option<f32>) -> LossSettings {
         let bound = self.number("clip") as f32;
-        Clip { low: bound, high: bound, dual }
+        let clip = Clip { low: bound, high: bound, dual };
+        LossSettings { loss, clip, covariance: Covariance::PUBLISHED }
     }
 }
 
@@ -232,10 +239,6 @@ const ESTIMATORS: [(Estimator, &str, &str, bool); 5] = [
 #[test]
 fn the_other_estimators_agree_with_the_published_programs_in_a_step_and_in_a_replay() {
     for case in cases() {
-        // The repository's own small file holds what PRIME itself needs.
-        if case.json["expect"].get("grpo_outcome").is_none() {
-            continue;
-        }
         let mut batch = case.scored(Form::Verl);
         batch.values = floats(&flatten(case.input("values")));
         let (lines, order) = rollout_file(&batch);
@@ -383,24 +386,39 @@ fn the_prm_s_accuracies_agree_with_the_published_programs() {
     }
 }
 
+/// The policy's losses whose numbers are known: the form of the rewards, the loss, the dual clip, and where its expectations stand.
+const LOSSES: [(Form, PolicyLoss, Option<f32>, &str, &str); 4] = [
+    (Form::PrimeRepo, PolicyLoss::Ppo, None, "/prime_rloo_prime_repo", "policy_loss"),
+    (Form::Verl, PolicyLoss::Ppo, Some(3.0), "/policy_loss/vanilla", "loss"),
+    // Neither has a dual clip, whatever is set.
+    (Form::Verl, PolicyLoss::Gspo, Some(3.0), "/policy_loss/gspo", "loss"),
+    (Form::Verl, PolicyLoss::Cispo, Some(3.0), "/policy_loss/cispo", "loss"),
+];
+
 #[test]
-fn the_policy_s_loss_and_gradient_agree_with_the_published_programs() {
+fn the_policy_s_losses_and_gradients_agree_with_the_published_programs() {
     for case in cases() {
-        for (form, dual, pointer, loss_name) in [
-            (Form::PrimeRepo, None, "/prime_rloo_prime_repo", "policy_loss"),
-            (Form::Verl, Some(3.0), "/policy_loss/vanilla", "loss"),
-        ] {
+        for (form, loss, dual, pointer, loss_name) in LOSSES {
             let batch = case.scored(form);
             let tokens = batch.token_count();
-            let weights = Aggregation::TokenMean.weights(&batch.lengths(), 0).unwrap();
+            let aggregation = loss.aggregation().weights(&batch.lengths(), 0).unwrap();
+            let settings = case.loss(loss, dual);
+            let columns = Columns {
+                new: &batch.new_log_probs,
+                old: &batch.old_log_probs,
+                advantages: &batch.advantages,
+                weights: &aggregation,
+            };
+            let weighed = weights(&settings, columns, &mut random_of(1, 0));
             let column = |values| View::from_slice::<f32>(values, &[tokens]);
+            let cu_seqlens = View::from_slice(&batch.cu_seqlens, &[batch.cu_seqlens.len()]);
             let mut gradient = vec![0.0_f32; tokens];
             let statistics = policy_loss::forward(
                 column(&batch.new_log_probs),
                 column(&batch.old_log_probs),
                 column(&batch.advantages),
-                column(&weights),
-                case.clip(dual),
+                column(&weighed.surrogate),
+                settings.objective(cu_seqlens),
             )
             .unwrap();
             policy_loss::backward(
@@ -408,8 +426,8 @@ fn the_policy_s_loss_and_gradient_agree_with_the_published_programs() {
                 column(&batch.new_log_probs),
                 column(&batch.old_log_probs),
                 column(&batch.advantages),
-                column(&weights),
-                case.clip(dual),
+                column(&weighed.surrogate),
+                settings.objective(cu_seqlens),
             )
             .unwrap();
             let expected = case.expect(pointer);
@@ -426,6 +444,131 @@ fn the_policy_s_loss_and_gradient_agree_with_the_published_programs() {
             }
             let what = format!("{}: {pointer}/grad_log_prob", case.name);
             assert_column(&what, &gradient, &expected["grad_log_prob"]);
+        }
+    }
+}
+
+/// What a replay of a case writes under these settings: its lines in the batch's order, and the summary.
+fn replayed(case: &Case, form: Form, set: &[String]) -> (Vec<Value>, Value) {
+    let (lines, order) = rollout_file(&case.batch());
+    let mut settings = ReplaySettings::published(form);
+    for assignment in case.assignments(form).iter().chain(set) {
+        settings.set(assignment).unwrap();
+    }
+    let mut out = Vec::new();
+    replay(lines.as_bytes(), &settings).unwrap().write(&mut out).unwrap();
+    let mut out: Vec<Value> = std::str::from_utf8(&out)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let summary = out.pop().unwrap();
+    assert_eq!(out.len(), order.len());
+    let mut sorted = vec![Value::Null; out.len()];
+    for (line, response) in out.into_iter().zip(order) {
+        sorted[response] = line;
+    }
+    (sorted, summary)
+}
+
+#[test]
+fn a_replay_gives_the_losses_and_gradients_of_the_published_programs() {
+    for case in cases() {
+        for (form, loss, _, pointer, loss_name) in LOSSES {
+            let set = [format!("loss={loss}"), "gradients=true".to_string()];
+            let (lines, summary) = replayed(&case, form, &set);
+            let expected = case.expect(pointer);
+            for (key, name) in [
+                ("policy_loss", loss_name),
+                ("clip_fraction", "clip_fraction"),
+                ("approx_kl", "approx_kl"),
+            ] {
+                let what = format!("{}: {pointer}/{name}, replayed", case.name);
+                assert_close(&what, &flatten(&summary[key]), &expected[name]);
+            }
+            for (line, expected) in lines.iter().zip(expected["grad_log_prob"].as_array().unwrap())
+            {
+                let what = format!("{}: {pointer}/grad_log_prob, replayed", case.name);
+                assert_close(&what, &flatten(&line["grad_log_prob"]), expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn divergences_from_a_reference_are_those_of_the_published_program() {
+    for case in cases() {
+        let batch = case.batch();
+        let tokens = batch.token_count();
+        let column = |values| View::from_slice::<f32>(values, &[tokens]);
+        for &kind in KlKind::ALL {
+            let what = format!("{}: {kind}", case.name);
+            let expected = &case.expect("/kl_new_vs_ref")[kind.name()];
+            let mut penalties = vec![0.0_f32; tokens];
+            kl_penalty::forward(
+                ViewMut::from_slice(&mut penalties, &[tokens]),
+                column(&batch.new_log_probs),
+                column(&batch.ref_log_probs),
+                column(&batch.ref_log_probs),
+                kind.into(),
+            )
+            .unwrap();
+            assert_column(&what, &penalties, expected);
+
+            let (lines, summary) = replayed(&case, Form::Verl, &[format!("kl={kind}")]);
+            for (line, expected) in lines.iter().zip(expected.as_array().unwrap()) {
+                assert_close(&format!("{what}, replayed"), &flatten(&line["kl"]), expected);
+            }
+            let mean = flatten(expected).iter().sum::<f64>() / tokens as f64;
+            assert_close(&format!("{what}, kl_loss"), &flatten(&summary["kl_loss"]), &json!(mean));
+        }
+    }
+}
+
+/// The total loss of a replay, with one new log-probability moved.
+fn total_loss(case: &Case, set: &[String], moved: (usize, f32)) -> f64 {
+    let mut batch = case.batch();
+    batch.new_log_probs[moved.0] += moved.1;
+    let mut settings = ReplaySettings::published(Form::PrimeRepo);
+    for assignment in set {
+        settings.set(assignment).unwrap();
+    }
+    let mut lines = Vec::new();
+    batch.write_json_lines(&mut lines).unwrap();
+    replay(lines.as_slice(), &settings).unwrap().summary.policy.total_loss.unwrap()
+}
+
+/// The penalties' part of the gradient, which no published number covers: by central differences, through a replay.
+#[test]
+fn the_replayed_gradient_is_the_slope_of_the_total_loss() {
+    let case = &cases()[1];
+    for (loss, kl) in [("ppo", "mse"), ("kl-cov", "low_var_kl"), ("ppo", "abs"), ("kl-cov", "kl")] {
+        let set = [
+            format!("loss={loss}"),
+            format!("kl={kl}"),
+            "kl_coef=0.5".into(),
+            "cov_share=0.3".into(),
+            "clip=0.9".into(),
+            "aggregation=seq-mean-token-mean".into(),
+            "gradients=true".into(),
+        ];
+        let (lines, _) = replayed(case, Form::PrimeRepo, &[]);
+        assert!(lines[0].get("grad_log_prob").is_none());
+        let mut settings = ReplaySettings::published(Form::PrimeRepo);
+        for assignment in &set {
+            settings.set(assignment).unwrap();
+        }
+        let mut lines = Vec::new();
+        case.batch().write_json_lines(&mut lines).unwrap();
+        let gradient = replay(lines.as_slice(), &settings).unwrap().gradient.unwrap();
+        for (t, &slope) in gradient.iter().enumerate() {
+            const STEP: f32 = 1.0 / 256.0;
+            let numeric = (total_loss(case, &set, (t, STEP)) - total_loss(case, &set, (t, -STEP)))
+                / f64::from(2.0 * STEP);
+            // A third derivative below 30 leaves STEP^2 / 6 times that; losses of about 1 are rounded to float32.
+            let allowed = 30.0 / 6.0 / 65536.0 + 8.0 * 2f64.powi(-24) / f64::from(STEP);
+            let apart = (f64::from(slope) - numeric).abs();
+            assert!(apart <= allowed, "{loss} {kl}, token {t}: {slope}, expected {numeric}");
         }
     }
 }

@@ -65,7 +65,11 @@ fn step(device: Device, data: &Path, more: &[&str]) -> Step {
     let policy = setup::base_model(&config, &prompts).unwrap();
     let (model, start) = (policy.config.clone(), policy.weights.data().view().to_f32_vec());
     let prm: Model = policy.duplicate().unwrap();
-    let mut trainer = Trainer::new(&config, prompts, policy, Some((prm, None))).unwrap();
+    let reference = config.needs_kl_reference().then(|| policy.duplicate().unwrap());
+    let mut trainer = Trainer::new(&config, prompts, policy, Some((prm, None)))
+        .unwrap()
+        .with_kl_reference(reference)
+        .unwrap();
     let (metrics, batch) = trainer.step(&mut |_| ()).unwrap();
     let names = [
         "prm/loss",
@@ -134,9 +138,18 @@ fn the_prm_learns_on_the_emulated_device_as_on_the_host_by_losses_of_every_kind(
 
 #[test]
 fn a_prime_step_on_the_emulated_device_is_that_of_the_host() {
+    assert_same_step(&[]);
+}
+
+#[test]
+fn so_is_one_whose_policy_is_clipped_by_responses_and_held_to_its_reference() {
+    assert_same_step(&["policy.loss=gspo", "policy.kl_coef=0.1", "advantage.kl_coef=0.1"]);
+}
+
+fn assert_same_step(more: &[&str]) {
     let data = tempfile::tempdir().unwrap();
-    let expected = step(Device::Cpu, data.path(), &[]);
-    let actual = step(Device::Emulated, data.path(), &[]);
+    let expected = step(Device::Cpu, data.path(), more);
+    let actual = step(Device::Emulated, data.path(), more);
     let (batch, wanted) = (&actual.batch, &expected.batch);
     let right = wanted.outcomes.iter().filter(|&&outcome| outcome == 1.0).count();
     assert!(right > 0 && right < wanted.len(), "{right} of {} are right", wanted.len());

@@ -76,7 +76,7 @@ fn assert_reports(lines: &[Value], names: &[&[&str]], settings: &[&str]) {
 
 #[test]
 fn every_setting_of_the_algorithm_completes_a_run_and_reports_it() {
-    let cases: [&[&str]; 16] = [
+    let cases: [&[&str]; 32] = [
         &["advantage.form=paper"],
         &["advantage.form=prime-repo"],
         &["advantage.form=verl"],
@@ -92,6 +92,22 @@ fn every_setting_of_the_algorithm_completes_a_run_and_reports_it() {
         &["train.checkpoint_activations=true", "model.tie_word_embeddings=true"],
         &["filter.refill=resample", "filter.groups=6", "filter.lower=0.1", "filter.upper=0.9"],
         &["filter.refill=oversample", "filter.groups=3", "filter.lower=0.1", "filter.upper=0.9"],
+        &["policy.loss=gspo", "policy.minibatches=2"],
+        &["policy.loss=cispo", "policy.clip_low=1", "policy.epochs=2"],
+        &["policy.loss=clip-cov", "policy.cov_low=-9", "policy.epochs=2"],
+        &["policy.loss=kl-cov", "policy.cov_share=0.2", "policy.minibatches=2"],
+        &["policy.kl_coef=0.1", "advantage.kl_coef=0.1", "rollout.temperature=0.8"],
+        &["policy.kl_coef=0.1", "policy.kl_kind=mse", "policy.mask_truncated=true"],
+        &["advantage.overlong_buffer=1", "advantage.overlong_factor=0.5"],
+        &["advantage.granularity=step", "advantage.step_separator=\"0\""],
+        &["advantage.process_lambda=0.5", "advantage.process_use_outcome=true"],
+        &["advantage.estimator=reinforce", "advantage.outcome_gamma=0.9"],
+        &["advantage.estimator=grpo"],
+        &["advantage.estimator=dr-grpo"],
+        &["advantage.estimator=reinforce++", "advantage.kl_coef=0.1", "advantage.kl_kind=abs"],
+        &["advantage.estimator=prm-value"],
+        &["advantage.process_coef=0", "policy.aggregation=seq-mean-token-sum"],
+        &["policy.loss=kl-cov", "policy.kl_coef=0.01", "policy.entropy_coef=0.01"],
         // More minibatches than responses.
         &["policy.minibatches=100", "prm.minibatches=100"],
     ];
@@ -103,6 +119,19 @@ fn every_setting_of_the_algorithm_completes_a_run_and_reports_it() {
         // Only against a frozen reference does the sign of a score mean something.
         let is_frozen = settings.contains(&"prm.reference=frozen");
         assert_eq!(lines[0]["prm/sign_accuracy"].is_number(), is_frozen, "{settings:?}");
+        // What a setting adds is reported where it is set, and nowhere else.
+        for (name, keys) in [
+            ("policy/kl_reference", &["policy.kl_coef"][..]),
+            ("seconds/kl_reference", &["policy.kl_coef", "advantage.kl_coef"]),
+            ("reward/kl", &["advantage.kl_coef"]),
+            ("reward/length_penalty", &["advantage.overlong_buffer"]),
+            ("policy/masked_responses", &["policy.mask_truncated"]),
+            ("policy/dual_clip_fraction", &["policy.dual_clip"]),
+            ("policy/selected_fraction", &["policy.loss=clip-cov", "policy.loss=kl-cov"]),
+        ] {
+            let is_set = settings.iter().any(|set| keys.iter().any(|key| set.starts_with(key)));
+            assert_eq!(lines[0][name].is_number(), is_set, "{settings:?}: {name}");
+        }
         for line in &lines {
             let within = |name: &str, low: f64, high: f64| {
                 let value = line[name].as_f64().unwrap();

@@ -61,6 +61,7 @@ pub(super) struct Outline {
     reference: Option<ModelConfig>,
     /// A critic of its own; a shared one is all but nothing beside the policy.
     critic: Option<ModelConfig>,
+    kl_reference: Option<ModelConfig>,
     lengths: Lengths,
 }
 
@@ -99,9 +100,13 @@ impl Outline {
             prm: None,
             reference: None,
             critic: None,
+            kl_reference: None,
             lengths: Lengths::of(config, prompts)?,
             policy: policy.clone(),
         };
+        if config.needs_kl_reference() {
+            outline.kl_reference = Some(shape(&config.policy.kl_reference, "policy.kl_reference")?);
+        }
         if config.advantage.estimator == Estimator::Gae && !config.critic.shared {
             outline.critic = Some(shape(&config.critic.path, "critic.path")?);
         }
@@ -166,6 +171,7 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
     let prm = outline.prm.as_ref().map_or(0, elements);
     let reference = outline.reference.as_ref().map_or(0, elements);
     let critic = outline.critic.as_ref().map_or(0, elements);
+    let kl_reference = outline.kl_reference.as_ref().map_or(0, elements);
     let compared = if config.train.compare && outline.prm.is_some() { policy } else { 0 };
     let master = if dtype == DType::F32 { 0 } else { 4 };
     let mode =
@@ -182,7 +188,8 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
     let shared = activations(&outline.policy, mode);
     let separate = other(&outline.prm, mode)
         + other(&outline.reference, Mode::Score)
-        + other(&outline.critic, mode);
+        + other(&outline.critic, mode)
+        + other(&outline.kl_reference, Mode::Score);
     let limits = config.generation_limits();
     let size = dtype.size();
     let kv = outline.policy.num_kv_heads * outline.policy.head_dim;
@@ -206,6 +213,7 @@ fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize
         ("PRM: moments", 0, prm * 8),
         ("PRM: gradients", 0, prm * 4),
         ("reference: weights", 0, reference * size),
+        ("reference of KL: weights", 0, kl_reference * size),
         ("critic: weights", 0, critic * size),
         ("critic: master weights", 0, critic * master),
         ("critic: moments", 0, critic * 8),
@@ -377,6 +385,11 @@ mod tests {
         let of = |name: &str| rows.iter().find(|(n, ..)| *n == name).unwrap().2;
         assert_eq!(of("policy: master weights"), 4 * elements);
         assert_eq!(of("reference: weights"), 2 * elements);
+
+        let (held, outline) = plan(&["policy.kl_coef=0.1"]);
+        let rows = memory(&held, &outline);
+        let of = |name: &str| rows.iter().find(|(n, ..)| *n == name).unwrap().2;
+        assert_eq!(of("reference of KL: weights"), 4 * elements);
 
         let full = total(&memory(&config, &plan(&[]).1));
         let (alone, outline) = plan(&["train.outcome_only=true"]);

@@ -4,9 +4,11 @@ use crate::graders::nearest;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use prime_kernels::policy_loss::Clip;
 
+use crate::step::policy_loss::{Covariance, KlPenalty, LossSettings};
 use crate::step::prm_targets::Loss;
 use crate::step::{
-    Aggregation, Estimator, Form, Granularity, PrmLoss, ProcessNorm, advantage, implicit_reward,
+    Aggregation, Estimator, Form, Granularity, KlKind, PolicyLoss, PrmLoss, ProcessNorm, advantage,
+    implicit_reward,
 };
 
 /// The settings of a replay, by the names that [`ReplaySettings::set`] takes, with what they mean.
@@ -32,19 +34,68 @@ pub const KEYS: &[(&str, &str)] = &[
     ("gae_lambda", "lambda of gae, 0 to 1"),
     ("outcome_coef", "weight of the outcome part of the return"),
     ("process_coef", "weight of the process part of the return"),
-    ("process_gamma", "discount of the process part of the return, 0 to 1"),
+    ("process_gamma", "discount of the process part of the return, 0 to 1; of gae, of time"),
+    ("outcome_gamma", "discount of the outcome, which stands at the last token, 0 to 1"),
+    (
+        "process_lambda",
+        "how much of the next token's (or step's) process reward joins a token's own, 0 to 1",
+    ),
+    (
+        "process_use_outcome",
+        "true: the last token's (or step's) process reward is what the others lack of the outcome",
+    ),
+    (
+        "overlong_buffer",
+        "tokens before max_response_length in which the outcome falls by overlong_factor; 0 is off",
+    ),
+    ("overlong_factor", "the soft length penalty at max_response_length"),
+    ("reward_kl_coef", "takes so much of the KL to the policy's reference off the rewards"),
+    ("reward_kl_kind", "kl, abs, mse or low_var_kl"),
+    ("loss", "the policy's: ppo, gspo, cispo, clip-cov or kl-cov"),
     ("clip", "sets clip_low and clip_high alike"),
     ("clip_low", "the ratio's lower bound is 1 - clip_low"),
     ("clip_high", "the ratio's upper bound is 1 + clip_high"),
-    ("dual_clip", "bound on the loss where the advantage is negative, above 1; or none"),
+    ("dual_clip", "ppo's bound on the loss where the advantage is negative, above 1; or none"),
+    ("cov_share", "clip-cov, kl-cov: the share of tokens taken"),
+    ("cov_low", "clip-cov: a token's covariance is above this"),
+    ("cov_high", "clip-cov: and below this"),
+    ("cov_penalty", "kl-cov: the penalty's coefficient"),
+    ("seed", "of clip-cov's draw"),
     (
         "aggregation",
-        "token-mean, seq-mean-token-sum, seq-mean-token-mean or seq-mean-token-sum-norm",
+        "token-mean, seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm, or auto: seq-mean-token-mean for gspo, token-mean for others",
     ),
     (
         "max_response_length",
         "divisor of seq-mean-token-sum-norm; the longest response where it is not given",
     ),
+    ("mask_truncated", "true: responses whose field finished is false carry no loss"),
+    (
+        "kl",
+        "kl, abs, mse or low_var_kl: writes each token's KL of the new policy to the reference, and kl_loss; or none",
+    ),
+    ("kl_coef", "weight of kl_loss in total_loss and in the gradient"),
+    (
+        "gradients",
+        "true: writes grad_log_prob, the gradient of total_loss by each token's new log-probability",
+    ),
+];
+
+/// Other names that settings are known by: those of configuration files and of other programs.
+const ALIASES: &[(&str, &str)] = &[
+    ("policy_loss", "loss"),
+    ("loss_mode", "loss"),
+    ("loss_aggregation", "aggregation"),
+    ("loss_agg_mode", "aggregation"),
+    ("kl_kind", "kl"),
+    ("kl_loss_coef", "kl_coef"),
+    ("kl_loss_type", "kl"),
+    ("adv_estimator", "estimator"),
+    ("advantage_estimator", "estimator"),
+    ("clip_ratio", "clip"),
+    ("clip_ratio_low", "clip_low"),
+    ("clip_ratio_high", "clip_high"),
+    ("clip_ratio_c", "dual_clip"),
 ];
 
 /// What a replay computes with. [`ReplaySettings::published`] gives the values each form was published with.
@@ -78,16 +129,42 @@ pub struct ReplaySettings {
     pub process_coef: f64,
     /// Discount of the process part of the return.
     pub process_gamma: f64,
+    /// Discount of the outcome.
+    pub outcome_gamma: f64,
+    /// How much of the next unit's process reward joins a unit's own.
+    pub process_lambda: f64,
+    /// Whether the last unit's process reward is what the others lack of the outcome.
+    pub process_use_outcome: bool,
+    /// Tokens of the soft length penalty; 0 is off.
+    pub overlong_buffer: usize,
+    /// The soft length penalty at the greatest length.
+    pub overlong_factor: f64,
+    /// The KL penalty in the rewards.
+    pub reward_kl: KlPenalty,
+    /// The policy's loss.
+    pub loss: PolicyLoss,
     /// The ratio's lower bound is 1 - this.
     pub clip_low: f64,
     /// The ratio's upper bound is 1 + this.
     pub clip_high: f64,
     /// For negative advantages the loss is at most -A times this.
     pub dual_clip: Option<f64>,
-    /// How token losses make the loss of the batch.
-    pub aggregation: Aggregation,
+    /// For the losses that choose tokens by covariance.
+    pub covariance: Covariance,
+    /// Of the draw of `clip-cov`.
+    pub seed: u64,
+    /// How token losses make the loss of the batch; the loss's own where it is not given.
+    pub aggregation: Option<Aggregation>,
     /// The divisor of [`Aggregation::SeqMeanTokenSumNorm`]; the longest response where it is not given.
     pub max_response_length: Option<usize>,
+    /// Whether truncated responses carry no loss.
+    pub mask_truncated: bool,
+    /// The KL that is written and that joins the total loss.
+    pub kl: Option<KlKind>,
+    /// Its weight there.
+    pub kl_coef: f64,
+    /// Whether gradients are written.
+    pub gradients: bool,
 }
 
 impl ReplaySettings {
@@ -114,11 +191,24 @@ impl ReplaySettings {
             outcome_coef: coef,
             process_coef: coef,
             process_gamma: 1.0,
+            outcome_gamma: 1.0,
+            process_lambda: 0.0,
+            process_use_outcome: false,
+            overlong_buffer: 0,
+            overlong_factor: 1.0,
+            reward_kl: KlPenalty { coef: 0.0, kind: KlKind::Kl },
+            loss: PolicyLoss::Ppo,
             clip_low: 0.2,
             clip_high: 0.2,
             dual_clip: (form == Form::Verl).then_some(3.0),
-            aggregation: Aggregation::TokenMean,
+            covariance: Covariance::PUBLISHED,
+            seed: 1,
+            aggregation: None,
             max_response_length: None,
+            mask_truncated: false,
+            kl: None,
+            kl_coef: 0.0,
+            gradients: false,
         }
     }
 
@@ -131,6 +221,7 @@ impl ReplaySettings {
             .split_once('=')
             .with_context(|| format!("`{assignment}` is not a setting; write key=value"))?;
         let (key, value) = (key.trim(), value.trim());
+        let key = ALIASES.iter().find(|(alias, _)| *alias == key).map_or(key, |(_, key)| *key);
         let mut changed = self.clone();
         match key {
             "beta" => changed.beta = number(key, value)?,
@@ -141,11 +232,33 @@ impl ReplaySettings {
             "kto_kl" => changed.kto_kl = number(key, value)?,
             "process_norm" => changed.process_norm = value.parse()?,
             "granularity" => changed.granularity = value.parse()?,
-            "estimator" => changed.estimator = value.parse()?,
+            "estimator" => changed.estimator = hyphenated(value).parse()?,
             "gae_lambda" => changed.gae_lambda = number(key, value)?,
             "outcome_coef" => changed.outcome_coef = number(key, value)?,
             "process_coef" => changed.process_coef = number(key, value)?,
             "process_gamma" => changed.process_gamma = number(key, value)?,
+            "outcome_gamma" => changed.outcome_gamma = number(key, value)?,
+            "process_lambda" => changed.process_lambda = number(key, value)?,
+            "process_use_outcome" => changed.process_use_outcome = flag(key, value)?,
+            "overlong_buffer" => changed.overlong_buffer = whole(key, value)?,
+            "overlong_factor" => changed.overlong_factor = number(key, value)?,
+            "reward_kl_coef" => changed.reward_kl.coef = number(key, value)?,
+            "reward_kl_kind" => changed.reward_kl.kind = kl_kind(value)?,
+            "loss" if value == "vanilla" => changed.loss = PolicyLoss::Ppo,
+            "loss" => changed.loss = hyphenated(value).parse()?,
+            "cov_share" => changed.covariance.share = number(key, value)?,
+            "cov_low" => changed.covariance.low = number(key, value)?,
+            "cov_high" => changed.covariance.high = number(key, value)?,
+            "cov_penalty" => changed.covariance.penalty = number(key, value)?,
+            "seed" => changed.seed = whole(key, value)?,
+            "mask_truncated" => changed.mask_truncated = flag(key, value)?,
+            "kl" if value == "none" => changed.kl = None,
+            "kl" => changed.kl = Some(kl_kind(value)?),
+            "kl_coef" => {
+                changed.kl_coef = number(key, value)?;
+                changed.kl = changed.kl.or(Some(KlKind::LowVarKl));
+            }
+            "gradients" => changed.gradients = flag(key, value)?,
             "clip" => {
                 changed.clip_low = number(key, value)?;
                 changed.clip_high = changed.clip_low;
@@ -154,12 +267,9 @@ impl ReplaySettings {
             "clip_high" => changed.clip_high = number(key, value)?,
             "dual_clip" if value == "none" => changed.dual_clip = None,
             "dual_clip" => changed.dual_clip = Some(number(key, value)?),
-            "aggregation" => changed.aggregation = value.parse()?,
-            "max_response_length" => {
-                changed.max_response_length = Some(
-                    value.parse().map_err(|_| anyhow!("{key}: `{value}` is not a whole number"))?,
-                );
-            }
+            "aggregation" if value == "auto" => changed.aggregation = None,
+            "aggregation" => changed.aggregation = Some(hyphenated(value).parse()?),
+            "max_response_length" => changed.max_response_length = Some(whole(key, value)?),
             _ => {
                 let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
                 let hint = nearest(key, known.iter().copied())
@@ -183,7 +293,24 @@ impl ReplaySettings {
         ] {
             ensure!(value >= 0.0, "{key} is {value}; it must not be negative");
         }
-        self.returns().check()?;
+        self.covariance.check()?;
+        for (name, value) in [
+            ("process_gamma", self.process_gamma),
+            ("outcome_gamma", self.outcome_gamma),
+            ("process_lambda", self.process_lambda),
+            ("gae_lambda", self.gae_lambda),
+        ] {
+            ensure!((0.0..=1.0).contains(&value), "{name} is {value}; it must be within 0 to 1");
+        }
+        for (name, value) in [
+            ("outcome_coef", self.outcome_coef),
+            ("process_coef", self.process_coef),
+            ("overlong_factor", self.overlong_factor),
+            ("reward_kl_coef", self.reward_kl.coef),
+            ("kl_coef", self.kl_coef),
+        ] {
+            ensure!(value >= 0.0, "{name} is {value}; it must not be negative");
+        }
         ensure!(
             (0.0..=1.0).contains(&self.clip_low),
             "clip_low is {}; it must be within 0 to 1",
@@ -211,10 +338,17 @@ impl ReplaySettings {
 
     pub(super) fn rewards(&self) -> implicit_reward::Settings {
         let Self { form, beta, process_norm, granularity, .. } = *self;
-        implicit_reward::Settings { form, beta, process_norm, granularity }
+        let (lambda, use_outcome) = (self.process_lambda, self.process_use_outcome);
+        implicit_reward::Settings { form, beta, process_norm, granularity, lambda, use_outcome }
     }
 
-    pub(super) fn returns(&self) -> advantage::Settings {
+    /// `longest` is the greatest length of a response where none is given.
+    pub(super) fn returns(&self, longest: usize) -> advantage::Settings {
+        let length_penalty = advantage::LengthPenalty {
+            max_length: self.max_response_length.unwrap_or(longest),
+            buffer: self.overlong_buffer,
+            factor: self.overlong_factor,
+        };
         let Self { estimator, form, outcome_coef, process_coef, process_gamma, gae_lambda, .. } =
             *self;
         advantage::Settings {
@@ -223,17 +357,53 @@ impl ReplaySettings {
             outcome_coef,
             process_coef,
             process_gamma,
+            outcome_gamma: self.outcome_gamma,
+            length_penalty: (self.overlong_buffer > 0).then_some(length_penalty),
+            kl: (self.reward_kl.coef > 0.0).then_some(self.reward_kl),
             gae_lambda,
         }
     }
 
-    pub(super) fn clip(&self) -> Clip {
-        Clip {
+    pub(super) fn loss(&self) -> LossSettings {
+        let clip = Clip {
             low: self.clip_low as f32,
             high: self.clip_high as f32,
             dual: self.dual_clip.map(|dual| dual as f32),
-        }
+        };
+        LossSettings { loss: self.loss, clip, covariance: self.covariance }
     }
+
+    pub(super) fn aggregation(&self) -> Aggregation {
+        self.aggregation.unwrap_or(self.loss.aggregation())
+    }
+
+    /// Whether log-probs under the policy's reference are needed.
+    pub(super) fn needs_kl_reference(&self) -> bool {
+        self.kl.is_some() || self.reward_kl.coef > 0.0
+    }
+}
+
+/// Names are written with hyphens; underscores are as good.
+fn hyphenated(value: &str) -> String {
+    value.replace('_', "-")
+}
+
+/// A kind of KL by its name, or by Schulman's.
+fn kl_kind(value: &str) -> Result<KlKind> {
+    match value {
+        "k1" => Ok(KlKind::Kl),
+        "k2" => Ok(KlKind::Mse),
+        "k3" => Ok(KlKind::LowVarKl),
+        name => name.parse(),
+    }
+}
+
+fn flag(key: &str, value: &str) -> Result<bool> {
+    value.parse().map_err(|_| anyhow!("{key}: `{value}` is neither true nor false"))
+}
+
+fn whole<T: std::str::FromStr>(key: &str, value: &str) -> Result<T> {
+    value.parse().map_err(|_| anyhow!("{key}: `{value}` is not a whole number"))
 }
 
 fn number(key: &str, value: &str) -> Result<f64> {
@@ -256,7 +426,12 @@ mod tests {
                 "granularity" => "whole",
                 "estimator" => "grpo",
                 "aggregation" => "seq-mean-token-mean",
-                "max_response_length" => "64",
+                "max_response_length" | "overlong_buffer" | "seed" => "64",
+                "loss" => "gspo",
+                "cov_high" => "9",
+                "kl" => "mse",
+                "reward_kl_kind" => "abs",
+                "process_use_outcome" | "mask_truncated" | "gradients" => "true",
                 "dual_clip" => "2.5",
                 _ => "0.25",
             };
@@ -268,6 +443,15 @@ mod tests {
         settings.set("clip=0.1").unwrap();
         settings.set("dual_clip=none").unwrap();
         assert_eq!((settings.clip_low, settings.clip_high, settings.dual_clip), (0.1, 0.1, None));
+
+        for (alias, key) in ALIASES {
+            assert!(KEYS.iter().any(|(known, _)| known == key), "{alias}");
+        }
+        for assignment in ["loss_mode=kl_cov", "loss_agg_mode=token_mean", "kl_loss_type=k3"] {
+            settings.set(assignment).unwrap();
+        }
+        assert_eq!((settings.loss, settings.kl), (PolicyLoss::KlCov, Some(KlKind::LowVarKl)));
+        assert_eq!(settings.aggregation(), Aggregation::TokenMean);
 
         let before = settings.clone();
         let mut refused = |assignment: &str| settings.set(assignment).unwrap_err().to_string();
@@ -281,6 +465,11 @@ mod tests {
         assert!(refused("dual_clip=1").contains("dual_clip is 1"));
         assert!(refused("process_gamma=2").contains("process_gamma is 2"));
         assert!(refused("max_response_length=0").contains("must not be 0"));
+        assert!(refused("loss=grpo").contains("ppo, gspo, cispo, clip-cov, kl-cov"));
+        assert!(refused("kl=k4").contains("kl, abs, mse, low_var_kl"));
+        assert!(refused("kl_coef=-1").contains("kl_coef is -1"));
+        assert!(refused("cov_share=2").contains("cov_share is 2"));
+        assert!(refused("gradients=yes").contains("neither true nor false"));
         assert_eq!(settings, before);
     }
 }

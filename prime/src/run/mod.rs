@@ -79,6 +79,10 @@ pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
     if !config.train.outcome_only {
         check_prm_folders(config, &prompts)?;
     }
+    if !config.policy.kl_reference.is_empty() {
+        setup::check_model(Path::new(&config.policy.kl_reference), prompts.tokenizer())
+            .context("policy.kl_reference must be a model with the policy's tokenizer")?;
+    }
     check_critic_folder(config, &prompts)?;
     let Some(start) = warm_up_model(config, &prompts, folder)? else {
         return Ok(interrupted("train", folder));
@@ -91,7 +95,9 @@ pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
     let stage = if prime.is_some() { Stage::PRIME } else { Stage::OUTCOME_ONLY };
     let compare =
         (config.train.compare && prime.is_some()).then(|| start.duplicate()).transpose()?;
-    let trainer = Trainer::new(config, prompts.share(), start, prime)?;
+    let reference = kl_reference(config, &prompts, &start)?;
+    let trainer =
+        Trainer::new(config, prompts.share(), start, prime)?.with_kl_reference(reference)?;
     let warmup = trainer.warmup_batches();
     let Some(entries) =
         reinforce(config, trainer, folder, &stage, "checkpoints", config.train.steps)?
@@ -106,7 +112,9 @@ pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
         let mut longer = config.clone();
         longer.train.steps = steps + warmup;
         longer.train.stop_after = 0;
-        let trainer = Trainer::new(&longer, prompts.share(), start, None)?;
+        let reference = kl_reference(config, &prompts, &start)?;
+        let trainer =
+            Trainer::new(&longer, prompts.share(), start, None)?.with_kl_reference(reference)?;
         longer.train.steps -= trainer.warmup_batches();
         let stage = Stage { also_evaluate: Some(steps), ..Stage::OUTCOME_ONLY };
         let checkpoints = "outcome-only/checkpoints";
@@ -253,6 +261,19 @@ fn prm_models(config: &Config, prompts: &Prompts, start: &Model) -> Result<(Mode
         Reference::Frozen => Some(load(&config.prm.reference_path, "prm.reference_path")?),
     };
     Ok((prm, reference))
+}
+
+/// The model from which the policy's KL penalties are measured, where there are any.
+fn kl_reference(config: &Config, prompts: &Prompts, start: &Model) -> Result<Option<Model>> {
+    if !config.needs_kl_reference() {
+        return Ok(None);
+    }
+    let path = &config.policy.kl_reference;
+    if path.is_empty() {
+        return start.duplicate().map(Some);
+    }
+    let model = setup::load_model(config, Path::new(path), prompts.tokenizer());
+    model.context("policy.kl_reference").map(Some)
 }
 
 /// One of the two RL loops.

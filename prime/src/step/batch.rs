@@ -61,6 +61,8 @@ pub struct Rollouts {
     pub prm_log_probs: Vec<f32>,
     /// Log-probabilities under the PRM's reference: (tokens), or empty.
     pub ref_log_probs: Vec<f32>,
+    /// Log-probabilities under the policy's own reference, which KL penalties are measured from: (tokens), or empty.
+    pub kl_ref_log_probs: Vec<f32>,
     /// Implicit process rewards: (tokens), or empty.
     pub process_rewards: Vec<f32>,
     /// A critic's value of the text before each token: (tokens), or empty.
@@ -87,6 +89,7 @@ impl Default for Rollouts {
             entropies: Vec::new(),
             prm_log_probs: Vec::new(),
             ref_log_probs: Vec::new(),
+            kl_ref_log_probs: Vec::new(),
             process_rewards: Vec::new(),
             values: Vec::new(),
             returns: Vec::new(),
@@ -276,12 +279,13 @@ impl Rollouts {
         Ok(())
     }
 
-    fn float_columns(&self) -> [(&'static str, &Vec<f32>); 9] {
+    fn float_columns(&self) -> [(&'static str, &Vec<f32>); 10] {
         [
             ("old_log_probs", &self.old_log_probs),
             ("entropies", &self.entropies),
             ("prm_log_probs", &self.prm_log_probs),
             ("ref_log_probs", &self.ref_log_probs),
+            ("kl_ref_log_probs", &self.kl_ref_log_probs),
             ("process_rewards", &self.process_rewards),
             ("values", &self.values),
             ("returns", &self.returns),
@@ -290,12 +294,13 @@ impl Rollouts {
         ]
     }
 
-    fn float_columns_mut(&mut self) -> [&mut Vec<f32>; 9] {
+    fn float_columns_mut(&mut self) -> [&mut Vec<f32>; 10] {
         [
             &mut self.old_log_probs,
             &mut self.entropies,
             &mut self.prm_log_probs,
             &mut self.ref_log_probs,
+            &mut self.kl_ref_log_probs,
             &mut self.process_rewards,
             &mut self.values,
             &mut self.returns,
@@ -400,6 +405,7 @@ impl Rollouts {
                 .map(|ends| (0..ends.len()).filter(|&t| ends[t]).collect()),
             prm_log_probs: part(&self.prm_log_probs, &span, total),
             ref_log_probs: part(&self.ref_log_probs, &span, total),
+            kl_ref_log_probs: part(&self.kl_ref_log_probs, &span, total),
             old_log_probs: &self.old_log_probs[span.clone()],
             new_log_probs: part(&self.new_log_probs, &span, total),
             process_rewards: part(&self.process_rewards, &span, total),
@@ -447,6 +453,9 @@ pub struct Record<'a> {
     /// Under the PRM's reference.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ref_log_probs: Option<&'a [f32]>,
+    /// Under the policy's own reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_ref_log_probs: Option<&'a [f32]>,
     /// Under the policy that sampled.
     pub old_log_probs: &'a [f32],
     /// Under the policy being updated.

@@ -220,6 +220,19 @@ mod tests {
         assert_eq!(Refill::draw(3, 0.0), 3);
     }
 
+    /// The bounds of `configs/dapo.toml`.
+    #[test]
+    fn bounds_next_to_0_and_1_drop_exactly_the_groups_that_are_all_wrong_or_all_right() {
+        let dapo = Bounds { lower: 1e-9, upper: 0.999_999_999, drop_truncated: false };
+        for samples in [2, 3, 7, 16, 1000] {
+            for right in [0, 1, samples / 2, samples - 1, samples] {
+                let outcomes: Vec<f32> = (0..samples).map(|i| f32::from(i < right)).collect();
+                let kept = verdicts(&batch(&[(&outcomes, true)]), &dapo)[0] == Verdict::Kept;
+                assert_eq!(kept, right > 0 && right < samples, "{right} of {samples}");
+            }
+        }
+    }
+
     #[test]
     fn bounds_that_cross_are_refused() {
         assert!(BOUNDS.check().is_ok());

@@ -5,6 +5,13 @@
 //! - `prime-repo`: r\[t\] = q\[t\]; beta acts through the PRM's loss alone;
 //! - `verl`: r\[t\] = beta q\[t\], and 0 at the last token of a response, which is usually the stop token.
 //!
+//! These are the rewards of units: tokens, steps (the sum over a step, at its last token) or whole responses. Two settings of verl's act on a
+//! response's units u\[1..n\] before rewards are given and normalised:
+//! - `use_outcome` puts outcome - (sum of the others) in the place of the last, so that the rewards sum to the outcome;
+//! - `lambda` makes u\[k\] + lambda r\[k + 1\] the reward r\[k\].
+//!
+//! The form `verl` gives no reward at the last token after that.
+//!
 //! Sources: arXiv 2502.01456 equation 3; PRIME-RL/PRIME `dp_prime.py`; verl `prime_dp_rm.py`.
 
 use anyhow::{Result, ensure};
@@ -46,6 +53,10 @@ pub struct Settings {
     pub process_norm: ProcessNorm,
     /// Where they are given.
     pub granularity: Granularity,
+    /// How much of the next unit's reward a unit's has; 0 is none.
+    pub lambda: f64,
+    /// Whether the last unit's reward is what the others lack of the outcome.
+    pub use_outcome: bool,
 }
 
 /// The process reward of every token of a batch whose PRM and reference log-probabilities are known.
@@ -56,8 +67,9 @@ pub struct Settings {
 /// # Errors
 /// When beta is not positive, a log-probability is missing or not finite, or steps are asked for and not marked.
 pub fn process_rewards(batch: &Rollouts, settings: &Settings) -> Result<Vec<f32>> {
-    let Settings { form, beta, process_norm, granularity } = *settings;
+    let Settings { form, beta, process_norm, granularity, lambda, use_outcome } = *settings;
     ensure!(beta > 0.0 && beta.is_finite(), "beta is {beta}; it must be a positive number");
+    ensure!((0.0..=1.0).contains(&lambda), "process_lambda is {lambda}; it must be within 0 to 1");
     let scale = if form == Form::PrimeRepo { 1.0 } else { beta };
     let q = log_ratios(batch)?;
     ensure!(
@@ -68,23 +80,36 @@ pub fn process_rewards(batch: &Rollouts, settings: &Settings) -> Result<Vec<f32>
     );
 
     let mut rewards = vec![0.0_f32; q.len()];
+    // The last token of each unit of a response, and the unit's reward.
+    let mut units: Vec<(usize, f64)> = Vec::new();
     for response in 0..batch.len() {
         let span = batch.span(response);
         let Some(last) = span.end.checked_sub(1).filter(|_| !span.is_empty()) else { continue };
+        units.clear();
         let mut sum = 0.0;
         for t in span {
-            let given = match granularity {
-                Granularity::Token => form != Form::Verl || t < last,
+            sum += q[t];
+            let ends = match granularity {
+                Granularity::Token => true,
                 Granularity::Step => batch.step_ends[t] || t == last,
                 Granularity::Whole => t == last,
             };
-            sum += q[t];
-            if given {
-                rewards[t] = (scale * sum) as f32;
-            }
-            if given || granularity == Granularity::Token {
+            if ends {
+                units.push((t, scale * sum));
                 sum = 0.0;
             }
+        }
+        if let (true, Some((last, others))) = (use_outcome, units.split_last_mut()) {
+            let others: f64 = others.iter().map(|(_, reward)| reward).sum();
+            last.1 = f64::from(batch.outcomes[response]) - others;
+        }
+        let mut next = 0.0;
+        for &(t, unit) in units.iter().rev() {
+            next = unit + lambda * next;
+            rewards[t] = next as f32;
+        }
+        if form == Form::Verl && granularity == Granularity::Token {
+            rewards[last] = 0.0;
         }
     }
 
@@ -120,6 +145,8 @@ mod tests {
         beta: 0.5,
         process_norm: ProcessNorm::None,
         granularity: Granularity::Token,
+        lambda: 0.0,
+        use_outcome: false,
     };
 
     /// Log-ratios 1, -2, 0.5 | nothing | 4. Every sum is exact in binary.
@@ -160,6 +187,25 @@ mod tests {
         batch.step_ends.clear();
         let steps = Settings { granularity: Granularity::Step, ..TOKENS };
         assert!(process_rewards(&batch, &steps).unwrap_err().to_string().contains("step_ends"));
+    }
+
+    #[test]
+    fn lambda_and_the_outcome_act_on_units_before_they_are_given() {
+        let mut batch = batch();
+        batch.step_ends = vec![false, true, false, false];
+        let rewards = |settings| process_rewards(&batch, &settings).unwrap();
+        // Units 0.5, -1, 0.25 | 2.
+        let half = Settings { lambda: 0.5, ..TOKENS };
+        assert_eq!(rewards(half), [0.0625, -0.875, 0.25, 2.0]);
+        assert_eq!(rewards(Settings { form: Form::Verl, ..half }), [0.0625, -0.875, 0.0, 0.0]);
+        let filled = Settings { use_outcome: true, ..TOKENS };
+        assert_eq!(rewards(filled), [0.5, -1.0, 1.5, 1.0]);
+        let both = Settings { use_outcome: true, ..half };
+        assert_eq!(rewards(both), [0.375, -0.25, 1.5, 1.0]);
+        // Steps -0.5, 0.25 | 2.
+        let steps = Settings { granularity: Granularity::Step, ..half };
+        assert_eq!(rewards(steps), [0.0, -0.375, 0.25, 2.0]);
+        assert!(process_rewards(&batch, &Settings { lambda: 1.5, ..TOKENS }).is_err());
     }
 
     #[test]

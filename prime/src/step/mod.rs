@@ -1,8 +1,9 @@
 //! The arrows of a PRIME step, each one plain function over one ragged batch:
 //!
 //! [`batch`] the batch; [`rollout`] samples from the policy; [`grade`] their outcomes; [`filter`] which prompts teach
-//! something; [`prm_update`] the PRM's loss, of which [`prm_targets`] names the kinds; [`implicit_reward`] process rewards; [`advantage`] leave-one-out
-//! returns and advantages; [`critic_update`] a critic's values; [`policy_update`] the clipped policy gradient; [`aggregate`] the weight of a token in the
+//! something; [`prm_update`] the PRM's loss, of which [`prm_targets`] names the kinds; [`steps`] where a response's steps end; [`implicit_reward`]
+//! process rewards; [`advantage`] leave-one-out returns and advantages; [`critic_update`] a critic's values; [`policy_loss`] the policy's losses
+//! by name; [`policy_update`] its update; [`aggregate`] the weight of a token in the
 //! loss; [`accuracy`] how well the PRM tells right from wrong.
 //!
 //! The algorithm was published three times, and the three differ; [`Form`] names them. Sources: arXiv 2502.01456
@@ -86,15 +87,18 @@ pub mod curriculum;
 pub mod filter;
 pub mod grade;
 pub mod implicit_reward;
+pub mod policy_loss;
 pub mod policy_update;
 pub mod prm_targets;
 pub mod prm_update;
 pub mod rollout;
+pub mod steps;
 
 pub use advantage::Estimator;
 pub use aggregate::Aggregation;
 pub use batch::{Group, Response, Rollouts};
 pub use implicit_reward::{Granularity, ProcessNorm};
+pub use policy_loss::{KlKind, PolicyLoss};
 pub use prm_targets::PrmLoss;
 
 named! {

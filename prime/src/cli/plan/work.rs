@@ -6,6 +6,7 @@ use prime_model::Config as ModelConfig;
 use super::Outline;
 use crate::config::{Config, PrmUpdate, Refill};
 use crate::prompts::Prompts;
+use crate::step::PolicyLoss;
 use crate::step::filter::Refill as Selector;
 use crate::tasks::{Purpose, Split};
 
@@ -136,7 +137,21 @@ impl Work {
         };
         let kept = config.filter.groups.min(round) * config.rollout.samples;
         let rollouts = policy.rollouts(f(round), f(config.rollout.samples), lengths);
-        let update = f(config.policy.epochs) * policy.training(f(kept), lengths, checkpointed);
+        let kl_reference = outline
+            .kl_reference
+            .as_ref()
+            .map_or(0.0, |model| Forward::of(model).sequences(f(kept), lengths));
+        // The losses that choose by covariance score every minibatch but the first once more.
+        let rescored = match config.policy.loss {
+            PolicyLoss::ClipCov | PolicyLoss::KlCov => {
+                let passes = f(config.policy.epochs) - 1.0 / f(config.policy.minibatches);
+                passes * policy.sequences(f(kept), lengths)
+            }
+            _ => 0.0,
+        };
+        let update = f(config.policy.epochs) * policy.training(f(kept), lengths, checkpointed)
+            + kl_reference
+            + rescored;
         let prm = outline.prm.as_ref().map_or(0.0, |prm| {
             let prm = Forward::of(prm);
             let scored = match config.prm.update {
@@ -228,6 +243,8 @@ mod tests {
         for more in [
             "prm.reference=frozen",
             "prm.update=before",
+            "policy.kl_coef=0.1",
+            "advantage.kl_coef=0.1",
             "prm.epochs=2",
             "rollout.temperature=0.9",
             "filter.refill=oversample",

@@ -1,8 +1,8 @@
 //! Estimators whose baseline, if any, is a statistic of the prompt's responses, and those without a baseline.
 //!
-//! With o\[i\] the outcome of response i of a prompt, r\[i, t\] the process reward of its token t, m\[i\] the mean of r over its tokens, and
+//! With o\[i\] the score of response i of a prompt, its outcome less its penalties (times outcome_gamma^(last - t) at token t), r\[i, t\] the process reward of its token t, m\[i\] the mean of r over its tokens, and
 //! sums over s >= t discounted by `process_gamma`:
-//! - `reinforce`: outcome_coef o\[i\] + process_coef * sum of r\[i, s\];
+//! - `reinforce`: outcome_coef o\[i\] + process_coef * sum of r\[i, s\], less the sum of KL penalties;
 //! - `grpo`: outcome_coef (o\[i\] - mean o) / std o + process_coef * sum of (r\[i, s\] - mean m) / std m;
 //! - `dr-grpo`: the same without the divisions;
 //! - `reinforce++`: the returns of `reinforce`, whitened over all tokens of the batch.
@@ -12,7 +12,7 @@
 
 use anyhow::Result;
 
-use super::{Advantages, Settings, mean_reward, whiten};
+use super::{Advantages, Settings, Source, mean_reward, whiten};
 use crate::step::{Rollouts, reverse_scan};
 
 /// What deviations from the mean are divided by.
@@ -24,26 +24,45 @@ pub(super) enum Scale {
     One,
 }
 
-pub(super) fn reinforce(batch: &Rollouts, settings: &Settings) -> Result<Advantages> {
+pub(super) fn reinforce(
+    batch: &Rollouts,
+    source: &Source,
+    settings: &Settings,
+) -> Result<Advantages> {
     let centres = vec![Centre::NONE; batch.groups.len()];
-    let returns = returns(batch, settings, &centres, &centres)?;
+    let mut returns = returns(batch, source, settings, &centres, &centres)?;
+    if !source.penalties.is_empty() {
+        let penalties = reverse_scan(batch, &source.penalties, settings.process_gamma)?;
+        for (value, penalty) in returns.iter_mut().zip(penalties) {
+            *value -= penalty;
+        }
+    }
     Ok(Advantages { advantages: returns.clone(), returns })
 }
 
-pub(super) fn reinforce_plus_plus(batch: &Rollouts, settings: &Settings) -> Result<Advantages> {
-    let Advantages { returns, .. } = reinforce(batch, settings)?;
+pub(super) fn reinforce_plus_plus(
+    batch: &Rollouts,
+    source: &Source,
+    settings: &Settings,
+) -> Result<Advantages> {
+    let Advantages { returns, .. } = reinforce(batch, source, settings)?;
     Ok(Advantages { advantages: whiten(&returns), returns })
 }
 
-pub(super) fn grpo(batch: &Rollouts, settings: &Settings, scale: Scale) -> Result<Advantages> {
-    let outcomes = centres(batch, scale, |i| f64::from(batch.outcomes[i]));
+pub(super) fn grpo(
+    batch: &Rollouts,
+    source: &Source,
+    settings: &Settings,
+    scale: Scale,
+) -> Result<Advantages> {
+    let outcomes = centres(batch, scale, |i| source.scores[i]);
     let process = if settings.process_coef == 0.0 {
         vec![Centre::NONE; batch.groups.len()]
     } else {
         let rewards = batch.column("process_rewards", &batch.process_rewards)?;
         centres(batch, scale, |i| mean_reward(batch, rewards, i))
     };
-    let returns = returns(batch, settings, &outcomes, &process)?;
+    let returns = returns(batch, source, settings, &outcomes, &process)?;
     Ok(Advantages { advantages: returns.clone(), returns })
 }
 
@@ -82,6 +101,7 @@ fn centres(batch: &Rollouts, scale: Scale, value: impl Fn(usize) -> f64) -> Vec<
 /// The outcome part at every token, plus the discounted sum of the process part from that token on.
 fn returns(
     batch: &Rollouts,
+    source: &Source,
     settings: &Settings,
     outcomes: &[Centre],
     process: &[Centre],
@@ -99,9 +119,10 @@ fn returns(
     }
     for (group, centre) in batch.groups.iter().zip(outcomes) {
         for i in group.responses.clone() {
-            let outcome = settings.outcome_coef * centre.of(f64::from(batch.outcomes[i]));
-            for sum in &mut sums[batch.span(i)] {
-                *sum = (settings.process_coef * f64::from(*sum) + outcome) as f32;
+            let (outcome, span) = (centre.of(source.scores[i]), batch.span(i));
+            for t in span.clone() {
+                let part = settings.outcome_weight(span.end - 1, t) * outcome;
+                sums[t] = (settings.process_coef * f64::from(sums[t]) + part) as f32;
             }
         }
     }

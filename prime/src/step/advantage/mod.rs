@@ -1,18 +1,25 @@
 //! Advantages from outcomes and process rewards: one estimator a file, one function for all.
 //!
-//! Process rewards join each estimator as appendix B of arXiv 2502.01456 joins them: outcomes are never discounted, process rewards are by
-//! `process_gamma`, and each part has its coefficient. Without process rewards (`process_coef` 0) an estimator is the one published on
+//! Process rewards join each estimator as appendix B of arXiv 2502.01456 joins them: each part has its coefficient and its discount. Process
+//! rewards are summed from a token on, discounted by `process_gamma`; the outcome stands at the last token, so that token t receives
+//! outcome_gamma^(last - t) of it (the paper's outcomes are not discounted: 1). The outcome may carry a length penalty and a KL penalty
+//! ([`source`]). Without process rewards (`process_coef` 0) an estimator is the one published on
 //! outcomes alone.
 
 use anyhow::{Result, ensure};
 
+use super::policy_loss::KlPenalty;
 use super::{Form, Rollouts};
 
 mod critic;
 mod group;
 mod rloo;
+mod source;
 #[cfg(test)]
 mod tests;
+
+use source::Source;
+pub use source::{LengthPenalty, divergences};
 
 named! {
     /// How advantages are estimated.
@@ -45,8 +52,14 @@ pub struct Settings {
     pub outcome_coef: f64,
     /// The weight of the process part. At 0 the batch needs no process rewards.
     pub process_coef: f64,
-    /// The discount of the process part. The outcome part has none.
+    /// The discount of the process part; of [`Estimator::Gae`], of time.
     pub process_gamma: f64,
+    /// The discount of the outcome part; [`Estimator::Gae`] has the other alone.
+    pub outcome_gamma: f64,
+    /// A penalty of long responses, in their outcomes.
+    pub length_penalty: Option<LengthPenalty>,
+    /// A penalty for leaving the policy's reference, in the rewards.
+    pub kl: Option<KlPenalty>,
     /// Lambda of [`Estimator::Gae`].
     pub gae_lambda: f64,
 }
@@ -63,12 +76,32 @@ impl Settings {
                 "{name} is {value}; it must be a number that is not negative"
             );
         }
-        for (name, value) in
-            [("process_gamma", self.process_gamma), ("gae_lambda", self.gae_lambda)]
-        {
+        for (name, value) in [
+            ("process_gamma", self.process_gamma),
+            ("outcome_gamma", self.outcome_gamma),
+            ("gae_lambda", self.gae_lambda),
+        ] {
             ensure!((0.0..=1.0).contains(&value), "{name} is {value}; it must be within 0 to 1");
         }
+        if let Some(LengthPenalty { max_length, buffer, factor }) = self.length_penalty {
+            ensure!(
+                (1..=max_length).contains(&buffer),
+                "overlong_buffer is {buffer}; it must be within 1 to the greatest length, {max_length}"
+            );
+            ensure!(
+                factor >= 0.0 && factor.is_finite(),
+                "overlong_factor is {factor}; it must be a number that is not negative"
+            );
+        }
+        if let Some(kl) = self.kl {
+            ensure!(kl.coef.is_finite(), "the KL's coefficient is {}; it must be finite", kl.coef);
+        }
         Ok(())
+    }
+
+    /// Coefficient times discount of a score that stands at `last`, seen from token `t`.
+    fn outcome_weight(&self, last: usize, t: usize) -> f64 {
+        self.outcome_coef * self.outcome_gamma.powi((last - t) as i32)
     }
 }
 
@@ -88,14 +121,15 @@ pub struct Advantages {
 /// setting is out of range.
 pub fn advantages(batch: &Rollouts, settings: &Settings) -> Result<Advantages> {
     settings.check()?;
+    let source = &Source::of(batch, settings)?;
     let advantages = match settings.estimator {
-        Estimator::Rloo => rloo::rloo(batch, settings)?,
-        Estimator::Reinforce => group::reinforce(batch, settings)?,
-        Estimator::Grpo => group::grpo(batch, settings, group::Scale::Deviation)?,
-        Estimator::DrGrpo => group::grpo(batch, settings, group::Scale::One)?,
-        Estimator::ReinforcePlusPlus => group::reinforce_plus_plus(batch, settings)?,
-        Estimator::Gae => critic::gae(batch, settings)?,
-        Estimator::PrmValue => critic::prm_value(batch, settings)?,
+        Estimator::Rloo => rloo::rloo(batch, source, settings)?,
+        Estimator::Reinforce => group::reinforce(batch, source, settings)?,
+        Estimator::Grpo => group::grpo(batch, source, settings, group::Scale::Deviation)?,
+        Estimator::DrGrpo => group::grpo(batch, source, settings, group::Scale::One)?,
+        Estimator::ReinforcePlusPlus => group::reinforce_plus_plus(batch, source, settings)?,
+        Estimator::Gae => critic::gae(batch, source, settings)?,
+        Estimator::PrmValue => critic::prm_value(batch, source, settings)?,
     };
     batch.column("returns", &advantages.returns)?;
     batch.column("advantages", &advantages.advantages)?;

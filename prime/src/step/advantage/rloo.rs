@@ -2,25 +2,28 @@
 //!
 //! With n responses to a prompt, r\[i, t\] the process reward of token t of response i, and m\[i\] the mean of r over the
 //! tokens of response i (0 for a response of no tokens):
-//! - the outcome part is the same in all forms and is not discounted:
-//!   o\[i\] = outcome\[i\] - mean over the others of outcome\[j\], at every token of response i;
+//! - the outcome part is the same in all forms: o\[i\] = score\[i\] - mean over the others of score\[j\], the score being the outcome less its
+//!   penalties;
 //! - the process part of the paper's equation 5 subtracts the others' mean:
 //!   r~\[i, t\] = r\[i, t\] - mean over j != i of m\[j\];
 //! - the process part of both code bases multiplies the token where the paper would multiply the mean:
 //!   r~\[i, t\] = r\[i, t\] n/(n - 1) - (sum over all j of m\[j\]) / (n - 1),
 //!   which is the paper's plus (r\[i, t\] - m\[i\]) / (n - 1);
-//! - return\[i, t\] = process_coef * (sum over s >= t of process_gamma^(s - t) r~\[i, s\]) + outcome_coef * o\[i\].
+//! - return\[i, t\] = process_coef * (sum over s >= t of process_gamma^(s - t) r~\[i, s\]) + outcome_coef * outcome_gamma^(last - t) o\[i\].
+//!
+//! Groups may differ in size, as a filter or a replay leaves them: n is that of the response's own group. A prompt's only response has no others, and
+//! is refused.
 //!
 //! In the form `paper` the advantages are the returns; in the code forms they are the returns whitened over all tokens
 //! of the batch. After whitening only the ratio of the coefficients matters.
 
 use anyhow::{Result, ensure};
 
-use super::{Advantages, Settings, mean_reward, whiten};
+use super::{Advantages, Settings, Source, mean_reward, whiten};
 use crate::step::{Form, Group, Rollouts, reverse_scan};
 
 /// Leave-one-out returns and advantages of a graded batch with its process rewards.
-pub(super) fn rloo(batch: &Rollouts, settings: &Settings) -> Result<Advantages> {
+pub(super) fn rloo(batch: &Rollouts, source: &Source, settings: &Settings) -> Result<Advantages> {
     let mut returns = if settings.process_coef == 0.0 {
         vec![0.0; batch.token_count()]
     } else {
@@ -28,13 +31,14 @@ pub(super) fn rloo(batch: &Rollouts, settings: &Settings) -> Result<Advantages> 
     };
     for group in &batch.groups {
         let others = others(group)?;
-        let total: f64 =
-            batch.outcomes[group.responses.clone()].iter().map(|&x| f64::from(x)).sum();
+        let total: f64 = source.scores[group.responses.clone()].iter().sum();
         for i in group.responses.clone() {
-            let outcome = f64::from(batch.outcomes[i]);
-            let part = settings.outcome_coef * (outcome - (total - outcome) / others);
-            for value in &mut returns[batch.span(i)] {
-                *value = (settings.process_coef * f64::from(*value) + part) as f32;
+            let score = source.scores[i];
+            let outcome = score - (total - score) / others;
+            let span = batch.span(i);
+            for t in span.clone() {
+                let part = settings.outcome_weight(span.end - 1, t) * outcome;
+                returns[t] = (settings.process_coef * f64::from(returns[t]) + part) as f32;
             }
         }
     }

@@ -10,6 +10,9 @@ const PLAIN: Settings = Settings {
     outcome_coef: 1.0,
     process_coef: 1.0,
     process_gamma: 1.0,
+    outcome_gamma: 1.0,
+    length_penalty: None,
+    kl: None,
     gae_lambda: 1.0,
 };
 
@@ -56,6 +59,8 @@ fn a_batch_worked_by_hand_comes_out_in_all_three_forms() {
             beta,
             process_norm: ProcessNorm::BatchNorm,
             granularity: Granularity::Token,
+            lambda: 0.0,
+            use_outcome: false,
         };
         batch.process_rewards = implicit_reward::process_rewards(&batch, &rewards).unwrap();
         let settings = Settings { form, outcome_coef: coef, process_coef: coef, ..PLAIN };
@@ -198,4 +203,97 @@ fn gae_with_exact_values_is_all_zero_and_with_lambda_1_is_return_minus_value() {
     let whole = advantages(&batch, &Settings { gae_lambda: 1.0, ..settings }).unwrap();
     assert_eq!(whole.returns, [1.0, 1.0, 0.5]);
     assert_eq!(whole.advantages, whiten(&[0.5, 0.75, 0.5]));
+}
+
+#[test]
+fn each_source_has_a_discount_of_its_own() {
+    let batch = batch(&[&[(1.0, &[0.0, 4.0]), (0.0, &[0.0])]]);
+    let settings = Settings { process_gamma: 0.25, outcome_gamma: 0.5, ..PLAIN };
+    let run = |estimator| advantages(&batch, &Settings { estimator, ..settings }).unwrap().returns;
+    // Outcomes 1/2 and 1 at the first response's tokens; process rewards 1 and 4.
+    assert_eq!(run(Estimator::Reinforce), [1.5, 5.0, 0.0]);
+    // Outcome part 1 | -1; the others' means of rewards 0 and 2: rewards 0, 4 | -2.
+    assert_eq!(run(Estimator::Rloo), [1.5, 5.0, -3.0]);
+    // Means 1/2 and 1: outcomes 1/2 | -1/2, rewards -1, 3 | -1.
+    assert_eq!(run(Estimator::DrGrpo), [0.25 - 1.0 + 0.75, 0.5 + 3.0, -1.5]);
+    assert_eq!(run(Estimator::PrmValue), [0.5, 1.0, 0.0]);
+    let refused = advantages(&batch, &Settings { outcome_gamma: -0.1, ..PLAIN });
+    assert!(refused.unwrap_err().to_string().contains("outcome_gamma"));
+}
+
+#[test]
+fn the_length_penalty_falls_in_a_straight_line_from_where_the_buffer_begins() {
+    let penalty = LengthPenalty { max_length: 10, buffer: 4, factor: 1.0 };
+    let of: Vec<f64> = [0, 6, 7, 8, 9, 10, 11, 1000].map(|length| penalty.of(length)).into();
+    assert_eq!(of, [0.0, 0.0, -0.25, -0.5, -0.75, -1.0, -1.0, -1.0]);
+    assert_eq!(LengthPenalty { factor: 0.5, ..penalty }.of(8), -0.25);
+
+    // Lengths 3 and 1 of at most 4: scores 1 - 1/2 and 0.
+    let batch = batch(&[&[(1.0, &[0.0; 3]), (0.0, &[0.0])]]);
+    let penalty = LengthPenalty { max_length: 4, buffer: 2, factor: 1.0 };
+    let settings = Settings { length_penalty: Some(penalty), process_coef: 0.0, ..PLAIN };
+    for (estimator, expected) in [
+        (Estimator::Reinforce, [0.5, 0.5, 0.5, 0.0]),
+        (Estimator::Rloo, [0.5, 0.5, 0.5, -0.5]),
+        (Estimator::DrGrpo, [0.25, 0.25, 0.25, -0.25]),
+        (Estimator::PrmValue, [0.5, 0.5, 0.5, 0.0]),
+    ] {
+        let out = advantages(&batch, &Settings { estimator, ..settings }).unwrap();
+        assert_eq!(out.advantages, expected, "{estimator}");
+    }
+    for buffer in [0, 5] {
+        let penalty = Some(LengthPenalty { buffer, ..penalty });
+        let refused = advantages(&batch, &Settings { length_penalty: penalty, ..settings });
+        assert!(refused.unwrap_err().to_string().contains("overlong_buffer"));
+    }
+}
+
+#[test]
+fn a_kl_penalty_comes_off_each_token_s_reward_or_off_the_response_s_score() {
+    use crate::step::KlKind;
+    use crate::step::policy_loss::KlPenalty;
+
+    let mut batch = batch(&[&[(1.0, &[0.0, 0.0]), (0.0, &[0.0])]]);
+    let kl = Some(KlPenalty { coef: 0.5, kind: KlKind::Kl });
+    let settings = Settings { kl, process_coef: 0.0, process_gamma: 0.5, ..PLAIN };
+    let refused = advantages(&batch, &settings).unwrap_err().to_string();
+    assert!(refused.contains("kl_ref_log_probs has 0 values"), "{refused}");
+    // Divergences 1, 2 | -2: penalties 0.5, 1 | -1.
+    batch.kl_ref_log_probs = vec![-2.0, -3.0, 1.0];
+    let run = |estimator| advantages(&batch, &Settings { estimator, ..settings }).unwrap();
+    assert_eq!(run(Estimator::Reinforce).returns, [1.0 - 0.5 - 0.5, 0.0, 1.0]);
+    // Scores 1 - 1.5 and 0 + 1.
+    assert_eq!(run(Estimator::Rloo).returns, [-1.5, -1.5, 1.5]);
+    assert_eq!(run(Estimator::DrGrpo).returns, [-0.75, -0.75, 0.75]);
+    assert_eq!(run(Estimator::PrmValue).returns, [-0.5, -0.5, 1.0]);
+    let plus = run(Estimator::ReinforcePlusPlus);
+    assert_eq!(plus.advantages, whiten(&[0.0, 0.0, 1.0]));
+    // With a critic of zeros and no discount of sums, the sum from each token on.
+    batch.values = vec![0.0; 3];
+    let gae = Settings { estimator: Estimator::Gae, process_gamma: 1.0, ..settings };
+    assert_eq!(advantages(&batch, &gae).unwrap().returns, [-0.5, 0.0, 1.0]);
+    // Without a coefficient no reference is needed.
+    batch.kl_ref_log_probs.clear();
+    let none = Settings { kl: Some(KlPenalty { coef: 0.0, kind: KlKind::Abs }), ..settings };
+    assert_eq!(advantages(&batch, &none).unwrap().returns, [1.0, 1.0, -1.0]);
+}
+
+#[test]
+fn groups_of_unequal_size_are_compared_within_themselves_by_every_estimator() {
+    // A prompt with two responses left, and one with three; each pair of outcomes and rewards as if its group stood alone.
+    let small: &[(f32, &[f32])] = &[(1.0, &[1.0, 0.5]), (0.0, &[-1.0])];
+    let large: &[(f32, &[f32])] = &[(1.0, &[0.25]), (0.5, &[2.0, -1.0]), (0.0, &[0.75])];
+    let both = batch(&[small, large]);
+    for estimator in [
+        Estimator::Rloo,
+        Estimator::Grpo,
+        Estimator::DrGrpo,
+        Estimator::Reinforce,
+        Estimator::PrmValue,
+    ] {
+        let settings = Settings { estimator, process_gamma: 0.5, ..PLAIN };
+        let alone = |group| advantages(&batch(&[group]), &settings).unwrap().returns;
+        let together = advantages(&both, &settings).unwrap().returns;
+        assert_eq!(together, [alone(small), alone(large)].concat(), "{estimator}");
+    }
 }
