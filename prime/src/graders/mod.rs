@@ -25,24 +25,58 @@ pub use math::Math;
 pub use names::nearest;
 pub use numeric::Numeric;
 
+/// Why a response could not be graded. Neither is a verdict on the response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The grader itself failed: a sentence that says how.
+    Error(String),
+    /// The grader did not come to an end within its limit.
+    Timeout(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Error(reason) | Failure::Timeout(reason) => f.write_str(reason),
+        }
+    }
+}
+
 /// What a grader says of a response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grade {
-    /// From 0 (wrong) to 1 (right).
+    /// From 0 (wrong) to 1 (right). Not a number where there is a failure, so that no mean can take it for a score.
     pub score: f32,
     /// The final answer as the grader read it in the response; `None` when it found none.
     pub extracted: Option<String>,
+    /// Why there is no score.
+    pub failure: Option<Failure>,
 }
 
 impl Grade {
+    /// A score with what was extracted.
+    pub fn scored(score: f32, extracted: Option<String>) -> Self {
+        Grade { score, extracted, failure: None }
+    }
+
     /// A score of 1 or 0 with what was extracted.
     pub fn binary(right: bool, extracted: impl Into<String>) -> Self {
-        Grade { score: f32::from(u8::from(right)), extracted: Some(extracted.into()) }
+        Grade::scored(f32::from(u8::from(right)), Some(extracted.into()))
     }
 
     /// The grade of a response in which no answer was found.
     pub fn nothing_found() -> Self {
-        Grade { score: 0.0, extracted: None }
+        Grade::scored(0.0, None)
+    }
+
+    /// No grade, and why.
+    pub fn failed(failure: Failure) -> Self {
+        Grade { score: f32::NAN, extracted: None, failure: Some(failure) }
+    }
+
+    /// The grade of a response that was cut off, for a task in which such a response has no answer.
+    pub fn cut_off(self) -> Self {
+        if self.failure.is_some() { self } else { Grade { score: 0.0, ..self } }
     }
 }
 
@@ -53,6 +87,17 @@ pub trait Grader: Send + Sync {
 
     /// The grade of a response. Never panics, whatever the two texts hold.
     fn grade(&self, response: &str, answer: &str) -> Grade;
+
+    /// The grades of all responses to one prompt, in order. A grader that compares them with each other does it here;
+    /// others grade one by one.
+    fn grade_group(&self, responses: &[&str], answer: &str) -> Vec<Grade> {
+        responses.iter().map(|response| self.grade(response, answer)).collect()
+    }
+
+    /// Whether grading needs a reference answer.
+    fn needs_answer(&self) -> bool {
+        true
+    }
 
     /// Refuses a reference answer that the grader cannot read, so that a faulty data set is reported, rather than
     /// every response to it scored 0.

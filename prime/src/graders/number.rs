@@ -65,8 +65,14 @@ impl Rational {
         Some(Rational { numerator: self.numerator.checked_neg()?, denominator: self.denominator })
     }
 
-    fn is_integer(self) -> bool {
+    /// Whether it is whole.
+    pub fn is_integer(self) -> bool {
         self.denominator == 1
+    }
+
+    /// Numerator and denominator, without a common divisor; the denominator is positive.
+    pub fn parts(self) -> (i128, i128) {
+        (self.numerator, self.denominator)
     }
 }
 

@@ -285,7 +285,7 @@ impl Task for Countdown {
 
     fn grade(&self, problem: &Problem, response: &str, finished: bool) -> Grade {
         let grade = graders::countdown::Countdown.grade(response, &problem.answer);
-        if finished { grade } else { Grade { score: 0.0, ..grade } }
+        if finished { grade } else { grade.cut_off() }
     }
 
     fn alphabet(&self) -> Option<&str> {

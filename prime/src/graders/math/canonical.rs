@@ -1,40 +1,47 @@
 //! LaTeX in a canonical form, for comparison as text.
 
+use super::units::is_unit;
 use crate::graders::number::Number;
 
-/// Words after a number that are part of its value or of a formula, not a unit.
-const NOT_UNITS: &[&str] = &[
-    "hundred", "thousand", "million", "billion", "trillion", "dozen", "pi", "sqrt", "log", "ln",
-    "sin", "cos", "tan", "mod", "or", "and", "to", "infty", "infinity",
+/// What words stand for as the factor of the number before them.
+const SCALES: &[(&str, &str)] = &[
+    ("hundred", "*100"),
+    ("thousand", "*1000"),
+    ("million", "*1000000"),
+    ("billion", "*1000000000"),
+    ("trillion", "*1000000000000"),
+    ("dozen", "*12"),
+];
+
+/// Answers in words or signs that mean the same.
+const NAMED: &[(&str, &[&str])] = &[
+    ("\\emptyset", &["\\emptyset", "\\varnothing", "no solution", "no solutions", "empty set", "the empty set", "\\{\\}", "∅"]),
+    ("no real solution", &["no real solution", "no real solutions"]),
+    ("(-\\infty,\\infty)", &["\\mathbb{R}", "\\mathbb R", "all real numbers", "\\R", "\\Reals", "ℝ"]),
 ];
 
 /// The text with what does not change its meaning taken away or written one way: spacing, dollar signs, sizes of
-/// brackets and fractions, units, degree signs, braces around single characters.
+/// brackets and fractions, degree signs, braces around single characters.
 pub(super) fn canonical(text: &str) -> String {
-    let flat = flatten(without_unit(text.trim().trim_end_matches('.')));
+    let flat = flatten(text.trim().trim_end_matches('.'));
     let flat = flat.replace("^{\\circ}", "").replace("^\\circ", "");
+    for (name, forms) in NAMED {
+        if forms.iter().any(|form| flat.eq_ignore_ascii_case(form)) {
+            return (*name).to_owned();
+        }
+    }
+    for (word, factor) in SCALES {
+        if let Some(number) = flat.strip_suffix(word)
+            && Number::parse(number).is_some()
+        {
+            return format!("{}{factor}", number.trim_end());
+        }
+    }
     rebrace(&flat)
 }
 
-/// A number and words after it without the words: `5 square inches`.
-fn without_unit(text: &str) -> &str {
-    let words_start = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ').len();
-    let (number, words) = text.split_at(words_start);
-    let unit = words.starts_with(' ') && is_unit(words) && words.trim().len() > 1;
-    if unit && Number::parse(number.trim_matches('$')).is_some() { number } else { text }
-}
-
-fn is_unit(words: &str) -> bool {
-    let mut words = words.split_whitespace().peekable();
-    words.peek().is_some()
-        && words.all(|word| {
-            let word = word.trim_end_matches('.');
-            word.bytes().all(|byte| byte.is_ascii_alphabetic())
-                && !NOT_UNITS.contains(&word.to_ascii_lowercase().as_str())
-        })
-}
-
-/// One pass over characters and commands. A blank stays, as one, only between two digits: `1 1/2` is not `11/2`.
+/// One pass over characters and commands. A blank stays, as one, only where it tells things apart: between two digits
+/// (`1 1/2` is not `11/2`), two letters, and behind a comma between digits (`1, 234` is no number).
 fn flatten(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -45,10 +52,24 @@ fn flatten(text: &str) -> String {
             rest = &rest[next.len_utf8()..];
             continue;
         }
-        if blank && next.is_ascii_digit() && out.ends_with(|c: char| c.is_ascii_digit()) {
+        let after_digit = out.ends_with(|c: char| c.is_ascii_digit());
+        let tells = match next {
+            _ if next.is_ascii_digit() => after_digit || ends_with_digit_and_comma(&out),
+            _ if next.is_ascii_alphabetic() => out.ends_with(|c: char| c.is_ascii_alphabetic()),
+            _ => false,
+        };
+        if blank && tells {
             out.push(' ');
         }
         blank = false;
+        // A comma that LaTeX sets without its blank belongs to a number.
+        let grouping = [",\\!", "{,}"].into_iter().find(|mark| rest.starts_with(mark));
+        if let Some(mark) = grouping
+            && after_digit
+        {
+            rest = rest[mark.len()..].trim_start();
+            continue;
+        }
         if next == '\\' {
             let letters = rest[1..].bytes().take_while(u8::is_ascii_alphabetic).count();
             let length = match letters {
@@ -61,7 +82,12 @@ fn flatten(text: &str) -> String {
         }
         match next {
             '$' | '°' => {}
-            '\u{2212}' => out.push('-'),
+            '\u{2212}' | '\u{2013}' => out.push('-'),
+            '≤' => out.push_str("\\le"),
+            '≥' => out.push_str("\\ge"),
+            '≠' => out.push_str("\\ne"),
+            '±' => out.push_str("\\pm"),
+            '∪' => out.push_str("\\cup"),
             'π' => out.push_str("\\pi"),
             '∞' => out.push_str("\\infty"),
             other => out.push(other),
@@ -71,21 +97,31 @@ fn flatten(text: &str) -> String {
     out
 }
 
+fn ends_with_digit_and_comma(text: &str) -> bool {
+    matches!(text.as_bytes(), [.., digit, b','] if digit.is_ascii_digit())
+}
+
 /// Writes a command in its canonical form; returns what is left to read.
 fn write_command<'a>(command: &str, after: &'a str, out: &mut String) -> &'a str {
     match command {
         "\\!" | "\\," | "\\;" | "\\:" | "\\ " | "\\(" | "\\)" | "\\[" | "\\]" | "\\$"
         | "\\quad" | "\\qquad" | "\\displaystyle" | "\\left" | "\\right" | "\\big" | "\\Big"
-        | "\\bigl" | "\\bigr" | "\\degree" => {}
+        | "\\bigl" | "\\bigr" | "\\Bigl" | "\\Bigr" | "\\bigg" | "\\Bigg" | "\\biggl" | "\\biggr" | "\\degree"
+        | "\\limits" | "\\textstyle" | "\\thinspace" | "\\enspace" => {}
         "\\dfrac" | "\\tfrac" | "\\cfrac" => out.push_str("\\frac"),
         "\\geq" | "\\geqslant" => out.push_str("\\ge"),
         "\\leq" | "\\leqslant" => out.push_str("\\le"),
         "\\neq" => out.push_str("\\ne"),
         "\\times" | "\\cdot" | "\\ast" => out.push('*'),
+        "\\lt" => out.push('<'),
+        "\\gt" => out.push('>'),
+        "\\lbrack" => out.push('['),
+        "\\rbrack" => out.push(']'),
+        "\\dbinom" | "\\tbinom" => out.push_str("\\binom"),
         "\\%" => out.push('%'),
         "\\lbrace" => out.push_str("\\{"),
         "\\rbrace" => out.push_str("\\}"),
-        "\\text" | "\\textbf" | "\\textit" | "\\mathrm" | "\\mathbf" | "\\mbox"
+        "\\text" | "\\textbf" | "\\textit" | "\\textrm" | "\\mathrm" | "\\mathbf" | "\\mathit" | "\\mbox"
         | "\\operatorname" => {
             return write_words(after, out);
         }
@@ -108,7 +144,13 @@ fn write_words<'a>(after: &'a str, out: &mut String) -> &'a str {
                     ["^2", "^3", "^{2}", "^{3}"].iter().find_map(|power| rest.strip_prefix(power));
                 return power.unwrap_or(rest);
             }
-            out.extend(words.chars().filter(|c| !c.is_whitespace()));
+            if out.ends_with(|c: char| c.is_ascii_alphabetic()) {
+                out.push(' ');
+            }
+            for (i, word) in words.split_whitespace().enumerate() {
+                out.push_str(if i > 0 { " " } else { "" });
+                out.push_str(word);
+            }
         }
     }
     rest
