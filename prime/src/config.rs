@@ -13,7 +13,7 @@ use prime_model::{AdamWSettings, Decay, Schedule};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::graders::nearest;
+use crate::graders::{GraderSettings, nearest};
 use crate::step::policy_loss::{Covariance, KlPenalty};
 use crate::step::prm_targets::Loss;
 use crate::step::{
@@ -110,6 +110,7 @@ pub struct Config {
     pub device: String,
     pub numerics: String,
     pub task: TaskConfig,
+    pub grader: GraderSettings,
     pub model: ModelConfig,
     pub sft: SftConfig,
     pub rollout: RolloutConfig,
@@ -453,6 +454,7 @@ impl Config {
         if let Err(message) = self.numerics.parse::<Numerics>() {
             bail!("numerics: {message}");
         }
+        self.grader.check()?;
         self.sft.optimizer.check("sft")?;
         self.prm.optimizer.check("prm")?;
         self.policy.optimizer.check("policy")?;
@@ -771,6 +773,15 @@ mod tests {
         assert_eq!((config.seed, config.policy.optimizer.learning_rate), (7, 1.0));
         assert_eq!((config.policy.clip_low, config.model.path.as_str()), (0.1, "a b"));
         assert_eq!(config.policy.clip_high, 0.2);
+    }
+
+    #[test]
+    fn the_documented_settings_of_graders_are_their_defaults() {
+        assert_eq!(load("", &[]).unwrap().grader, GraderSettings::default());
+        assert!(
+            message("", &["grader.code.threads=0"])
+                .contains("grader.code.threads is 0, expected 1 to 10000")
+        );
     }
 
     #[test]

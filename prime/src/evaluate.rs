@@ -1,11 +1,13 @@
 //! Evaluation on held-out problems: samples graded, and what they say with intervals.
 
 use anyhow::{Result, ensure};
-use prime_model::{Finish, Generator, Sampling};
+use prime_model::{Completion, Finish, Generator, Sampling};
 use prime_runtime::random::{Generator as Random, Stream};
 use serde::Serialize;
 
+use crate::graders::GraderSettings;
 use crate::prompts::Prompts;
+use crate::step::grade;
 use crate::step::rollout::{self, Prompt, Stop};
 use crate::tasks::Split;
 
@@ -13,7 +15,7 @@ use crate::tasks::Split;
 const FIRST_SEQUENCE: u64 = 1 << 48;
 
 /// What is evaluated.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Which problems.
     pub split: Split,
@@ -25,6 +27,8 @@ pub struct Settings {
     pub sampling: Sampling,
     /// The most tokens of a response.
     pub max_new_tokens: usize,
+    /// How graders work.
+    pub grading: GraderSettings,
 }
 
 /// The graded samples of one problem.
@@ -46,6 +50,8 @@ pub struct Graded {
     pub texts: Vec<String>,
     /// The same in tokens, with the one that ended it.
     pub tokens: Vec<Vec<u32>>,
+    /// Why a sample could not be graded; it then counts as wrong, and is reported.
+    pub failures: Vec<Option<String>>,
 }
 
 /// Draws and grades samples of held-out problems. Returns them with the number of problems left out because their prompts were too long.
@@ -57,7 +63,7 @@ pub fn evaluate(
     prompts: &Prompts,
     stop: &Stop,
     settings: &Settings,
-    progress: impl FnMut(usize),
+    mut progress: impl FnMut(usize),
 ) -> Result<(Vec<Graded>, usize)> {
     let count =
         prompts.task().len(settings.split).unwrap_or(u64::MAX).min(settings.problems as u64);
@@ -76,9 +82,19 @@ pub fn evaluate(
         max_new_tokens: settings.max_new_tokens,
         first_sequence: FIRST_SEQUENCE,
     };
-    let completions = rollout::rollout(generator, &list, &rollout_settings, stop, progress)?;
+    let (task, tokenizer) = (prompts.task(), prompts.tokenizer());
+    let (completions, judged) =
+        grade::beside(task, tokenizer, &list, settings.samples, &settings.grading, |finished| {
+            let mut done = 0;
+            let mut each = |request: usize, completion: &Completion| {
+                done += 1;
+                progress(done);
+                finished(request, completion);
+            };
+            rollout::rollout(generator, &list, &rollout_settings, stop, &mut each)
+        })?;
     let mut graded = Vec::with_capacity(list.len());
-    for (prompt, completions) in list.iter().zip(completions) {
+    for ((prompt, completions), judged) in list.iter().zip(completions).zip(judged) {
         let mut entry = Graded {
             index: prompt.index,
             level: prompt.problem.level,
@@ -88,12 +104,12 @@ pub fn evaluate(
             finished: Vec::with_capacity(completions.len()),
             texts: Vec::with_capacity(completions.len()),
             tokens: Vec::with_capacity(completions.len()),
+            failures: Vec::with_capacity(completions.len()),
         };
-        for completion in completions {
+        for (completion, (text, grade)) in completions.into_iter().zip(judged) {
             let finished = completion.finish == Finish::Stop;
-            let text = prompts.tokenizer().decode(&completion.tokens, true)?;
-            let grade = prompts.task().grade(&prompt.problem, &text, finished);
-            entry.scores.push(grade.score);
+            entry.scores.push(if grade.failure.is_some() { 0.0 } else { grade.score });
+            entry.failures.push(grade.failure.map(|failure| failure.to_string()));
             entry.answers.push(grade.extracted);
             entry.lengths.push(completion.tokens.len());
             entry.finished.push(finished);
@@ -155,6 +171,8 @@ pub struct Summary {
     pub length: f64,
     /// Share of responses cut off at the limit.
     pub truncated: f64,
+    /// Responses that could not be graded. They are counted as wrong.
+    pub failures: usize,
     /// Mean score by level, where the task has levels.
     pub levels: Vec<(u32, f64, usize)>,
 }
@@ -203,6 +221,7 @@ impl Summary {
                 .filter(|&&done| !done)
                 .count() as f64
                 / responses,
+            failures: graded.iter().flat_map(|entry| &entry.failures).flatten().count(),
             levels: if levels.len() > 1 { levels } else { Vec::new() },
         }
     }
@@ -253,6 +272,7 @@ mod tests {
             finished: vec![true; scores.len()],
             texts: vec![String::new(); scores.len()],
             tokens: vec![Vec::new(); scores.len()],
+            failures: vec![None; scores.len()],
         }
     }
 

@@ -73,6 +73,7 @@ impl Prompts {
     /// # Errors
     /// When a split is empty or none of its prompts is within the limit.
     pub fn check(&self, problems: u64) -> Result<()> {
+        self.task.ready()?;
         let name = self.task.name();
         for (split, what, most) in
             [(Split::Train, "training", self.patience()), (Split::HeldOut, "held-out", problems)]

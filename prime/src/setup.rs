@@ -23,7 +23,7 @@ pub fn task(config: &Config) -> Result<Arc<dyn Task>> {
     Ok(match config.task.name {
         TaskName::Arithmetic => Arc::new(Arithmetic::new(config.task.arithmetic.clone(), seed)?),
         TaskName::Countdown => Arc::new(Countdown::new(config.task.countdown.clone(), seed)?),
-        TaskName::Jsonl => Arc::new(Jsonl::load(&config.task.jsonl)?),
+        TaskName::Jsonl => Arc::new(Jsonl::load_with(&config.task.jsonl, &config.grader)?),
     })
 }
 

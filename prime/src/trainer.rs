@@ -9,7 +9,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use prime_kernels::numerics::{self, Numerics};
 use prime_kernels::policy_loss::Clip;
-use prime_model::{Config as ModelConfig, GenerationLimits, Generator, Mode, Sampling, Weights};
+use prime_model::{
+    Completion, Config as ModelConfig, GenerationLimits, Generator, Mode, Sampling, Weights,
+};
 use prime_runtime::Device;
 use prime_runtime::process::peak_memory_bytes;
 use serde::{Deserialize, Serialize};
@@ -123,6 +125,10 @@ struct Sampled {
     by_group: ByGroup,
     truncated: f64,
     length: f64,
+    /// Responses that could not be graded, and groups left out because of them.
+    errors: usize,
+    timeouts: usize,
+    ungraded_groups: usize,
     seconds_rollout: f64,
     seconds_grade: f64,
 }
@@ -390,6 +396,9 @@ impl Trainer {
             by_group: ByGroup::default(),
             truncated: 0.0,
             length: 0.0,
+            errors: 0,
+            timeouts: 0,
+            ungraded_groups: 0,
             seconds_rollout: 0.0,
             seconds_grade: 0.0,
         };
@@ -412,22 +421,32 @@ impl Trainer {
             };
             self.state.samples += (prompts.len() * rollout.samples) as u64;
             let started = Instant::now();
-            let completions = rollout::rollout(
-                &mut self.generator,
-                &prompts,
-                &settings,
-                &self.stop,
-                &mut *progress,
-            )?;
-            sampled.seconds_rollout += started.elapsed().as_secs_f64();
-            let started = Instant::now();
-            let mut round =
-                grade::grade(self.prompts.task(), self.prompts.tokenizer(), &prompts, completions)?;
+            let (task, tokenizer) = (self.prompts.task(), self.prompts.tokenizer());
+            let (grading, mut seconds) = (&self.config.grader, 0.0);
+            let (completions, judged) =
+                grade::beside(task, tokenizer, &prompts, rollout.samples, grading, |finished| {
+                    let mut done = 0;
+                    let mut each = |request: usize, completion: &Completion| {
+                        done += 1;
+                        progress(done);
+                        finished(request, completion);
+                    };
+                    let (generator, stop) = (&mut self.generator, &self.stop);
+                    let drawn = rollout::rollout(generator, &prompts, &settings, stop, &mut each);
+                    seconds = started.elapsed().as_secs_f64();
+                    drawn
+                })?;
+            sampled.seconds_rollout += seconds;
+            let collected = grade::collect(&prompts, completions, &judged, grading.on_failure)?;
+            sampled.seconds_grade += started.elapsed().as_secs_f64() - seconds;
+            sampled.errors += collected.errors;
+            sampled.timeouts += collected.timeouts;
+            sampled.ungraded_groups += collected.dropped_groups;
+            let (mut round, places) = (collected.batch, collected.prompts);
             if self.config.advantage.granularity == Granularity::Step && self.prm.is_some() {
                 let separator = &self.config.advantage.step_separator;
                 steps::mark(&mut round, self.prompts.tokenizer(), separator)?;
             }
-            sampled.seconds_grade += started.elapsed().as_secs_f64();
             sampled.rounds += 1;
             sampled.sampled_tokens += round.token_count();
             sampled.accuracy +=
@@ -447,7 +466,7 @@ impl Trainer {
             if filter_config.refill == Refill::Resample {
                 self.state
                     .buffer
-                    .extend(selection.surplus.iter().map(|&group| prompts[group].index));
+                    .extend(selection.surplus.iter().map(|&group| prompts[places[group]].index));
             }
         }
         sampled.length = sampled.sampled_tokens as f64 / f64::max(responses, 1.0);
@@ -752,6 +771,9 @@ fn metrics_of_sampling(metrics: &mut Metrics, sampled: &Sampled) {
     metrics.set("filter/rounds", sampled.rounds as f64);
     metrics.set("response/length", sampled.length);
     metrics.set("response/truncated", sampled.truncated);
+    metrics.set("grade/errors", sampled.errors as f64);
+    metrics.set("grade/timeouts", sampled.timeouts as f64);
+    metrics.set("grade/dropped_groups", sampled.ungraded_groups as f64);
     metrics.set("seconds/rollout", sampled.seconds_rollout);
     metrics.set("seconds/grade", sampled.seconds_grade);
     let rate = sampled.sampled_tokens as f64 / sampled.seconds_rollout.max(1e-9);

@@ -16,6 +16,7 @@ mod plan;
 pub mod process;
 pub mod random;
 pub mod safetensors;
+pub mod sandbox;
 mod shape;
 mod tensor;
 pub mod terminal;

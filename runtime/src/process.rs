@@ -19,6 +19,19 @@ pub fn peak_memory_bytes() -> u64 {
     0
 }
 
+/// Kills a process group, that of a child which was started as the leader of its own.
+pub fn kill_group(leader: u32) {
+    #[cfg(unix)]
+    if let Ok(leader) = libc::pid_t::try_from(leader)
+        && leader > 1
+    {
+        // SAFETY: takes numbers. A group is named by its leader, which the caller has not waited for yet.
+        unsafe { libc::kill(-leader, libc::SIGKILL) };
+    }
+    #[cfg(not(unix))]
+    let _ = leader;
+}
+
 /// Memory of this machine, or of the container that holds this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySize {

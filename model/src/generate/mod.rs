@@ -196,7 +196,7 @@ impl Generator {
         Ok(())
     }
 
-    /// Draws all samples; `stop` says which tokens end one. `progress` is called with the number finished, whenever it has grown.
+    /// Draws all samples; `stop` says which tokens end one. `progress` is called with the number finished, at each.
     ///
     /// # Errors
     /// When a prompt is empty, leaves no room for a token, or has a token outside the vocabulary.
@@ -204,12 +204,18 @@ impl Generator {
         &mut self,
         requests: &[Request],
         stop: &[u32],
-        progress: impl FnMut(usize),
+        mut progress: impl FnMut(usize),
     ) -> Result<Vec<Completion>> {
-        self.generate_watched(requests, stop, progress, &mut |_, _| None)
+        let mut count = 0;
+        let mut finished = |_: usize, _: &Completion| {
+            count += 1;
+            progress(count);
+        };
+        self.generate_watched(requests, stop, &mut finished, &mut |_, _| None)
     }
 
-    /// As [`Generator::generate`]; `watch` sees each token when it is drawn, with the index of its request, and may end the sample there.
+    /// As [`Generator::generate`]; `finished` sees each sample when it has ended, while others go on, and `watch` each token when it is
+    /// drawn, both with the index of the request. `watch` may end the sample there.
     ///
     /// # Errors
     /// As [`Generator::generate`].
@@ -217,7 +223,7 @@ impl Generator {
         &mut self,
         requests: &[Request],
         stop: &[u32],
-        mut progress: impl FnMut(usize),
+        finished: &mut dyn FnMut(usize, &Completion),
         watch: &mut dyn FnMut(usize, u32) -> Option<Finish>,
     ) -> Result<Vec<Completion>> {
         for (i, request) in requests.iter().enumerate() {
@@ -226,17 +232,13 @@ impl Generator {
         self.active.iter_mut().for_each(|slot| *slot = None);
         let mut completions: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
         let mut waiting: Vec<usize> = (0..requests.len()).collect();
-        let mut finished = 0;
-        while finished < requests.len() {
+        let mut ended = 0;
+        while ended < requests.len() {
             self.step.clear();
             self.feed_active(requests);
             self.admit(requests, &mut waiting)?;
             self.forward()?;
-            let before = finished;
-            finished += self.collect(requests, stop, watch, &mut completions)?;
-            if finished > before {
-                progress(finished);
-            }
+            ended += self.collect(requests, stop, watch, finished, &mut completions)?;
         }
         Ok(completions
             .into_iter()
@@ -375,6 +377,7 @@ impl Generator {
         requests: &[Request],
         stop: &[u32],
         watch: &mut dyn FnMut(usize, u32) -> Option<Finish>,
+        finished: &mut dyn FnMut(usize, &Completion),
         completions: &mut [Option<Completion>],
     ) -> Result<usize> {
         let count = self.step.drawn_slots.len();
@@ -401,6 +404,7 @@ impl Generator {
             if let Some(finish) = stopped.or(watched).or(full.then_some(Finish::Length)) {
                 active.drawn.finish = finish;
                 let active = self.active[slot].take().expect("matched above");
+                finished(active.request, &active.drawn);
                 completions[active.request] = Some(active.drawn);
                 ended += 1;
             }

@@ -12,10 +12,12 @@ use prime_runtime::{DType, Device, cuda, process};
 
 use super::measure::{copy_rate, matmul_rate};
 use super::{Failure, files};
+use crate::graders::code;
+use crate::graders::settings::CodeSettings;
 
 /// Show what this machine offers, how fast it is, and what is missing
 ///
-/// Cores, vector instructions, memory, disk, devices, and in about two seconds the rates that bound training here: products of matrices in
+/// Cores, vector instructions, memory, disk, devices, what protects this machine from programs that the code grader runs, and in about two seconds the rates that bound training here: products of matrices in
 /// both precisions, and copying memory. Of CUDA: driver, compiler, GPUs and the folder of compiled kernels, or what is missing, where it was
 /// looked for, and what would help.
 #[derive(Args)]
@@ -66,6 +68,7 @@ fn report() -> Result<String> {
     let devices: Vec<String> =
         [Device::Cpu.to_string()].into_iter().chain(emulated).chain(usable).collect();
     row("devices", devices.join(", "))?;
+    row("code grader", code::protection(&CodeSettings::default()))?;
     if !emulated_available() {
         let how = "not in this program; built with `--features emulated` it runs the GPU's kernels on the host, to test them";
         row("emulated", how.to_owned())?;

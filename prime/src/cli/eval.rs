@@ -59,7 +59,7 @@ pub(super) struct EvalArgs {
     /// The mark in the answer's field after which the answer stands; empty takes all of it [default: "####" for gsm8k's graders]
     #[arg(long, value_name = "TEXT", requires = "data")]
     answer_after: Option<String>,
-    /// Who grades: gsm8k, gsm8k-flexible, numeric, math or exact [default: the configuration's, gsm8k]
+    /// Who grades: a name that `prime grade` takes, such as gsm8k, math or code [default: the configuration's, gsm8k]
     #[arg(long, value_name = "NAME", requires = "data")]
     grader: Option<String>,
     /// The prompt is a user's message: put it in the model's chat template
@@ -139,7 +139,7 @@ impl EvalArgs {
                 jsonl.template = "{prompt}".to_string();
             }
             if jsonl.grader != tasks::jsonl::BY_SOURCE {
-                crate::graders::by_name(&jsonl.grader).map_err(misuse)?;
+                crate::graders::by_name(&jsonl.grader, &config.grader).map_err(misuse)?;
             }
         }
         let or = |flag: Option<u32>, value: usize| flag.map_or(value, |flag| flag as usize);
@@ -238,7 +238,9 @@ fn evaluate_task(
         samples: config.eval.samples,
         sampling,
         max_new_tokens: config.rollout.max_new_tokens,
+        grading: config.grader.clone(),
     };
+    prompts.task().ready()?;
     let count = prompts.task().len(split).unwrap_or(u64::MAX).min(settings.problems as u64);
     let mut longest = 1;
     for index in 0..count {
@@ -328,6 +330,13 @@ impl fmt::Display for Report {
             100.0 * self.summary.truncated,
             self.max_new_tokens
         )?;
+        if self.summary.failures > 0 {
+            writeln!(
+                f,
+                "{} responses could not be graded, and count as wrong here; --output shows why",
+                self.summary.failures
+            )?;
+        }
         if !self.summary.levels.is_empty() {
             let level = |&(level, score, count): &(u32, f64, usize)| {
                 format!("{level}: {:.1} % of {count}", 100.0 * score)
@@ -356,6 +365,7 @@ struct Detail<'a> {
     lengths: &'a [usize],
     finished: &'a [bool],
     texts: &'a [String],
+    errors: &'a [Option<String>],
 }
 
 impl<'a> Detail<'a> {
@@ -374,6 +384,7 @@ impl<'a> Detail<'a> {
             lengths: &graded.lengths,
             finished: &graded.finished,
             texts: &graded.texts,
+            errors: &graded.failures,
         })
     }
 }

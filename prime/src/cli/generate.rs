@@ -230,7 +230,7 @@ fn stream(
 ) -> Result<()> {
     let mut text = tokenizer.stream(true);
     let mut shown = Ok(());
-    generator.generate_watched(requests, stop, |_| (), &mut |_, token| {
+    generator.generate_watched(requests, stop, &mut |_, _| (), &mut |_, token| {
         if shown.is_ok() {
             shown = text.push(token).map_err(anyhow::Error::from).and_then(|piece| {
                 output.write_all(piece.as_bytes()).and_then(|()| output.flush())?;

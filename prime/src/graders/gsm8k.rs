@@ -3,10 +3,10 @@
 use super::number::Number;
 use super::{Grade, Grader};
 
-/// Grades as the data set's own program does: the first `#### number` of the response and of the answer, without
-/// commas (and dollar signs), as text. An answer without the mark is taken whole.
+/// Grades as the data set's own program does: the first match of `#### (\-?[0-9\.\,]+)` in the response and in the answer, without
+/// commas, as text. An answer without the mark is taken whole.
 pub struct Gsm8k {
-    /// Takes the response's last number where the mark is missing, and compares by value, not as text.
+    /// Takes a dollar sign after the mark, the response's last number where the mark is missing, and compares by value, not as text.
     pub flexible: bool,
 }
 
@@ -16,11 +16,11 @@ impl Grader for Gsm8k {
     }
 
     fn grade(&self, response: &str, answer: &str) -> Grade {
-        let found = marked(response).or_else(|| {
+        let found = marked(response, self.flexible).or_else(|| {
             self.flexible.then(|| Number::last(response).map(|(_, text)| text)).flatten()
         });
         let Some(found) = found else { return Grade::nothing_found() };
-        let expected = marked(answer).unwrap_or_else(|| plain(answer.trim()));
+        let expected = marked(answer, self.flexible).unwrap_or_else(|| plain(answer.trim()));
         let by_value = || match (Number::parse(&found), Number::parse(&expected)) {
             (Some(found), Some(expected)) => found.same(&expected),
             _ => false,
@@ -31,12 +31,13 @@ impl Grader for Gsm8k {
 }
 
 /// The first number after `#### `, without commas and dollar signs.
-fn marked(text: &str) -> Option<String> {
+fn marked(text: &str, priced: bool) -> Option<String> {
     text.match_indices("#### ").find_map(|(at, mark)| {
         let rest = &text[at + mark.len()..];
-        let unpriced = rest.strip_prefix('$').unwrap_or(rest);
-        let unsigned = unpriced.strip_prefix('-').unwrap_or(unpriced);
-        let unsigned = unsigned.strip_prefix('$').unwrap_or(unsigned);
+        let unpriced =
+            |text| if priced { str::strip_prefix(text, '$').unwrap_or(text) } else { text };
+        let unsigned = unpriced(rest);
+        let unsigned = unpriced(unsigned.strip_prefix('-').unwrap_or(unsigned));
         let length =
             unsigned.bytes().take_while(|b| b.is_ascii_digit() || matches!(b, b'.' | b',')).count();
         let end = rest.len() - unsigned.len() + length;
@@ -59,7 +60,9 @@ mod tests {
     fn the_strict_form_wants_the_mark() {
         assert_eq!(STRICT.grade("48+24 = 72\n#### 72", "72"), Grade::binary(true, "72"));
         assert_eq!(STRICT.grade("#### 1,234", "#### 1234"), Grade::binary(true, "1234"));
-        assert_eq!(STRICT.grade("#### $-3", "steps\n#### -3"), Grade::binary(true, "-3"));
+        assert_eq!(STRICT.grade("#### -3", "steps\n#### -3"), Grade::binary(true, "-3"));
+        assert_eq!(STRICT.grade("#### $3", "3"), Grade::nothing_found());
+        assert_eq!(STRICT.grade("#### 3. So", "3"), Grade::binary(false, "3."));
         assert_eq!(STRICT.grade("#### 5\n\nQuestion: ...\n#### 6", "5"), Grade::binary(true, "5"));
         assert_eq!(STRICT.grade("#### none\n#### 6", "6"), Grade::binary(true, "6"));
         assert_eq!(STRICT.grade("the answer is 72", "72"), Grade::nothing_found());
@@ -72,6 +75,7 @@ mod tests {
         assert_eq!(FLEXIBLE.grade("so she sold 48+24 = 72.", "72"), Grade::binary(true, "72"));
         assert_eq!(FLEXIBLE.grade("#### 72.00 and then 5", "72"), Grade::binary(true, "72.00"));
         assert_eq!(FLEXIBLE.grade("she has $1,000 left", "#### 1000").score, 1.0);
+        assert_eq!(FLEXIBLE.grade("#### $-3", "-3").score, 1.0);
         assert_eq!(FLEXIBLE.grade("none", "72"), Grade::nothing_found());
     }
 }

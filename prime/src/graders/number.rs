@@ -113,6 +113,22 @@ impl Number {
         }
     }
 
+    /// Whether both stand for the same number, or their values differ by at most `tolerance` times the larger.
+    pub fn near(&self, other: &Number, tolerance: f64) -> bool {
+        let value = |number: &Number| match number.value {
+            Value::Exact(value) => {
+                let (above, below) = value.parts();
+                Some(above as f64 / below as f64)
+            }
+            Value::Opaque(_) => None,
+        };
+        self.same(other)
+            || (tolerance > 0.0 && self.percent == other.percent)
+                && value(self)
+                    .zip(value(other))
+                    .is_some_and(|(a, b)| (a - b).abs() <= tolerance * a.abs().max(b.abs()))
+    }
+
     /// The number that makes up the whole text, blanks and a final full stop aside.
     pub fn parse(text: &str) -> Option<Number> {
         let text = ascii_signs(text.trim());

@@ -539,6 +539,7 @@ fn evaluate_with(
             samples,
             sampling: Sampling { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed: config.seed },
             max_new_tokens: config.rollout.max_new_tokens,
+            grading: config.grader.clone(),
         };
         let (graded, _) = evaluate::evaluate(generator, prompts, stop, &settings, |_| ())?;
         summaries.push(Summary::of(&graded, config.seed));
@@ -556,6 +557,7 @@ fn record_evaluation(
 ) -> Result<Entry> {
     let mut metrics = Metrics::new("eval", step);
     metrics.set(format!("{stage}/samples"), samples as f64);
+    metrics.set(format!("{stage}/grade_failures"), (sampled.failures + greedy.failures) as f64);
     metrics.set(format!("{stage}/mean_score"), sampled.mean_score.mean);
     metrics.set(format!("{stage}/mean_score_low"), sampled.mean_score.low);
     metrics.set(format!("{stage}/mean_score_high"), sampled.mean_score.high);

@@ -65,7 +65,8 @@ impl Tail<'_> {
     }
 }
 
-/// Draws the samples of each prompt, those of one prompt together and in order. `progress` is called with the number finished.
+/// Draws the samples of each prompt, those of one prompt together and in order. `finished` sees each when it has ended: its place among
+/// all, and the sample.
 ///
 /// # Errors
 /// When a prompt does not fit the generator's plan.
@@ -74,7 +75,7 @@ pub fn rollout(
     prompts: &[Prompt],
     settings: &Settings,
     stop: &Stop,
-    progress: impl FnMut(usize),
+    finished: &mut dyn FnMut(usize, &Completion),
 ) -> Result<Vec<Vec<Completion>>> {
     let requests: Vec<Request> = prompts
         .iter()
@@ -88,7 +89,7 @@ pub fn rollout(
         })
         .collect();
     let completions = if stop.texts.is_empty() {
-        generator.generate(&requests, &stop.tokens, progress)?
+        generator.generate_watched(&requests, &stop.tokens, finished, &mut |_, _| None)?
     } else {
         let tail = |_| Tail { stream: stop.tokenizer.stream(false), text: String::new() };
         let mut tails: Vec<Tail<'_>> = requests.iter().map(tail).collect();
@@ -101,7 +102,7 @@ pub fn rollout(
             completed.then_some(Finish::Stop)
         };
         let completions =
-            generator.generate_watched(&requests, &stop.tokens, progress, &mut watch)?;
+            generator.generate_watched(&requests, &stop.tokens, finished, &mut watch)?;
         if let Some(error) = failure {
             return Err(error);
         }

@@ -130,6 +130,29 @@ pub trait Task: Send + Sync {
         &[]
     }
 
+    /// The grades of all responses to a problem, in order. Each comes with whether it ended by itself.
+    fn grade_group(&self, problem: &Problem, responses: &[(&str, bool)]) -> Vec<Grade> {
+        responses.iter().map(|&(text, finished)| self.grade(problem, text, finished)).collect()
+    }
+
+    /// Whether [`Task::grade_group`] compares the responses with each other.
+    fn compares(&self) -> bool {
+        false
+    }
+
+    /// Checks that what grading needs of the machine is there.
+    ///
+    /// # Errors
+    /// A sentence about what is missing.
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether grading a response takes so long that several are worth grading at once.
+    fn is_slow(&self) -> bool {
+        false
+    }
+
     /// The characters of prompts and responses, for a task that brings its own character tokenizer; `None` for texts
     /// that need a model's tokenizer.
     fn alphabet(&self) -> Option<&str>;

@@ -108,11 +108,14 @@ fn attempt(prepared: &mut Prepared) -> Step {
     }
     // SAFETY: closes descriptors of this process only; the table is a copy.
     done("closing files", unsafe { libc::syscall(libc::SYS_close_range, 4u32, u32::MAX, 0u32) })?;
-    limit(&prepared.limits)?;
+    limit(&prepared.limits, !matches!(prepared.user, User::Same))?;
     if let User::Become(user) = prepared.user {
         // SAFETY: plain system calls; those of the C library would reach into threads that share this memory.
         unsafe {
-            done("leaving groups", libc::syscall(libc::SYS_setgroups, 0usize, std::ptr::null::<u32>()))?;
+            done(
+                "leaving groups",
+                libc::syscall(libc::SYS_setgroups, 0usize, std::ptr::null::<u32>()),
+            )?;
             done("leaving the group", libc::syscall(libc::SYS_setresgid, user, user, user))?;
             done("leaving the user", libc::syscall(libc::SYS_setresuid, user, user, user))?;
         }
@@ -129,7 +132,7 @@ fn attempt(prepared: &mut Prepared) -> Step {
         let mut listed: [(&CStr, Access); 64] = [(c"", Access::Read); 64];
         let count = paths.len().min(listed.len());
         for (entry, (path, access)) in listed.iter_mut().zip(paths) {
-            *entry = (path, *access);
+            *entry = (path.as_c_str(), *access);
         }
         landlock::restrict(*version, &listed[..count]).map_err(|error| ("Landlock", error))?;
     }
@@ -145,7 +148,11 @@ fn attempt(prepared: &mut Prepared) -> Step {
     }
     // SAFETY: a path and two lists of strings, each ended by a null pointer, that outlive the call. It returns only on failure.
     unsafe {
-        libc::execve(prepared.program.as_ptr(), prepared.arguments.as_ptr(), prepared.environment.as_ptr());
+        libc::execve(
+            prepared.program.as_ptr(),
+            prepared.arguments.as_ptr(),
+            prepared.environment.as_ptr(),
+        );
     }
     Ok(())
 }
@@ -154,7 +161,9 @@ fn attempt(prepared: &mut Prepared) -> Step {
 /// The option takes a number.
 unsafe fn prctl(option: c_int, value: c_ulong) -> libc::c_long {
     // SAFETY: the caller says that the option takes no pointer.
-    unsafe { libc::syscall(libc::SYS_prctl, option, value, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) }
+    unsafe {
+        libc::syscall(libc::SYS_prctl, option, value, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong)
+    }
 }
 
 fn write(path: &CStr, text: &CStr) -> Step {
@@ -169,10 +178,18 @@ fn write(path: &CStr, text: &CStr) -> Step {
     }
 }
 
-fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: c_ulong, options: Option<&CStr>) -> libc::c_long {
+fn mount(
+    source: &CStr,
+    target: &CStr,
+    kind: &CStr,
+    flags: c_ulong,
+    options: Option<&CStr>,
+) -> libc::c_long {
     let options = options.map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: all strings end with zero bytes and outlive the call.
-    unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, options.cast()).into() }
+    unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, options.cast()).into()
+    }
 }
 
 fn set_mount(path: &CStr, attributes: u64, recursive: bool) -> libc::c_long {
@@ -195,13 +212,19 @@ fn set_mount(path: &CStr, attributes: u64, recursive: bool) -> libc::c_long {
 fn new_root(folders: &[CString], binds: &[Bind], folder_options: &CStr) -> Step {
     let quiet = libc::MS_NOSUID | libc::MS_NODEV;
     let small = Some(c"size=1m,mode=755");
-    done("a mount namespace of its own", mount(c"none", c"/", c"none", libc::MS_REC | libc::MS_PRIVATE, None))?;
+    done(
+        "a mount namespace of its own",
+        mount(c"none", c"/", c"none", libc::MS_REC | libc::MS_PRIVATE, None),
+    )?;
     done("a file system in memory", mount(c"tmpfs", c"/tmp", c"tmpfs", quiet, small))?;
     // SAFETY: all strings end with zero bytes and outlive the calls.
     unsafe {
         done("the new root", libc::mkdir(c"/tmp/old".as_ptr(), 0o755).into())?;
         done("the new root", libc::mkdir(c"/tmp/new".as_ptr(), 0o755).into())?;
-        done("the new root", libc::syscall(libc::SYS_pivot_root, c"/tmp".as_ptr(), c"/tmp/old".as_ptr()))?;
+        done(
+            "the new root",
+            libc::syscall(libc::SYS_pivot_root, c"/tmp".as_ptr(), c"/tmp/old".as_ptr()),
+        )?;
         done("the new root", libc::chdir(c"/".as_ptr()).into())?;
         done("the new root", mount(c"tmpfs", c"/new", c"tmpfs", quiet, small))?;
         for folder in folders {
@@ -211,19 +234,33 @@ fn new_root(folders: &[CString], binds: &[Bind], folder_options: &CStr) -> Step 
         }
         for bind in binds {
             if !bind.is_folder {
-                let file = libc::open(bind.target.as_ptr(), libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC, 0o644);
+                let file = libc::open(
+                    bind.target.as_ptr(),
+                    libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC,
+                    0o644,
+                );
                 done("the files of the new root", file.into())?;
                 libc::close(file);
             }
-            let bound = mount(&bind.source, &bind.target, c"none", libc::MS_BIND | libc::MS_REC, None);
+            let bound =
+                mount(&bind.source, &bind.target, c"none", libc::MS_BIND | libc::MS_REC, None);
             done("a view of a folder", bound)?;
             let devices = if bind.is_folder { NO_DEVICES } else { 0 };
-            done("a view that is read-only", set_mount(&bind.target, READ_ONLY | NO_SUID | devices, bind.is_folder))?;
+            done(
+                "a view that is read-only",
+                set_mount(&bind.target, READ_ONLY | NO_SUID | devices, bind.is_folder),
+            )?;
         }
-        done("a folder of its own", mount(c"tmpfs", c"/new/tmp", c"tmpfs", quiet, Some(folder_options)))?;
+        done(
+            "a folder of its own",
+            mount(c"tmpfs", c"/new/tmp", c"tmpfs", quiet, Some(folder_options)),
+        )?;
         done("leaving the old root", libc::umount2(c"/old".as_ptr(), libc::MNT_DETACH).into())?;
         done("leaving the old root", libc::chdir(c"/new".as_ptr()).into())?;
-        done("leaving the old root", libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()))?;
+        done(
+            "leaving the old root",
+            libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()),
+        )?;
         done("leaving the old root", libc::umount2(c".".as_ptr(), libc::MNT_DETACH).into())?;
         done("leaving the old root", libc::chdir(c"/".as_ptr()).into())?;
         done("a root that is read-only", set_mount(c"/", READ_ONLY | NO_SUID | NO_DEVICES, false))?;
@@ -231,7 +268,8 @@ fn new_root(folders: &[CString], binds: &[Bind], folder_options: &CStr) -> Step 
     }
 }
 
-fn limit(limits: &Limits) -> Step {
+/// `own_user`: whether threads can be counted, because no other process is this user.
+fn limit(limits: &Limits, own_user: bool) -> Step {
     let seconds = limits.processor.as_secs() + u64::from(limits.processor.subsec_nanos() > 0);
     let set = [
         (libc::RLIMIT_CPU, seconds.max(1)),
@@ -244,8 +282,11 @@ fn limit(limits: &Limits) -> Step {
         (libc::RLIMIT_MSGQUEUE, 0),
         (libc::RLIMIT_NPROC, limits.threads),
     ];
-    for (resource, value) in set {
-        let both = libc::rlimit { rlim_cur: value as libc::rlim_t, rlim_max: value as libc::rlim_t };
+    for (resource, value) in
+        set.into_iter().filter(|&(resource, _)| own_user || resource != libc::RLIMIT_NPROC)
+    {
+        let both =
+            libc::rlimit { rlim_cur: value as libc::rlim_t, rlim_max: value as libc::rlim_t };
         // SAFETY: the struct outlives the call; limits belong to this process, not to the memory that it shares.
         done("its limits", unsafe { libc::setrlimit(resource, &raw const both) }.into())?;
     }
@@ -266,5 +307,7 @@ fn drop_capabilities() -> Step {
     let header = Header { version: 0x2008_0522, pid: 0 };
     let none = [0u32; 6];
     // SAFETY: both outlive the call and have the sizes of this version.
-    done("giving up capabilities", unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) })
+    done("giving up capabilities", unsafe {
+        libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr())
+    })
 }

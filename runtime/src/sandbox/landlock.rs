@@ -41,7 +41,8 @@ pub(super) enum Access {
 /// The kernel's version; `None` without Landlock.
 pub(super) fn version() -> Option<u32> {
     // SAFETY: with this flag the call takes no pointer and changes nothing.
-    let version = unsafe { libc::syscall(CREATE_RULESET, std::ptr::null::<Ruleset>(), 0usize, VERSION) };
+    let version =
+        unsafe { libc::syscall(CREATE_RULESET, std::ptr::null::<Ruleset>(), 0usize, VERSION) };
     u32::try_from(version).ok().filter(|&version| version > 0)
 }
 
@@ -84,10 +85,15 @@ pub(super) fn restrict(version: u32, paths: &[(&CStr, Access)]) -> std::result::
             let mut stat: libc::stat = std::mem::zeroed();
             libc::fstat(parent, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFDIR
         };
-        let allowed = if is_folder { allowed } else { allowed & (EXECUTE | READ_FILE | WRITE_FILE | TRUNCATE) };
+        let allowed = if is_folder {
+            allowed
+        } else {
+            allowed & (EXECUTE | READ_FILE | WRITE_FILE | TRUNCATE)
+        };
         let rule = PathBeneath { allowed, parent };
         // SAFETY: the struct outlives the call; the two descriptors are open.
-        let added = unsafe { libc::syscall(ADD_RULE, set as i32, PATH_BENEATH, &raw const rule, 0u32) };
+        let added =
+            unsafe { libc::syscall(ADD_RULE, set as i32, PATH_BENEATH, &raw const rule, 0u32) };
         let failed = (added < 0).then(error);
         // SAFETY: closes what was opened above.
         unsafe { libc::close(parent) };

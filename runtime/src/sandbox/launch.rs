@@ -40,7 +40,8 @@ pub(super) fn run(
     let inputs = [sealed(stdin)?, sealed(file)?];
     let outputs = [memory_file()?, memory_file()?];
     let program = c_string(sandbox.program.as_os_str().as_bytes())?;
-    let mut arguments = arguments.iter().map(|text| c_string(text.as_bytes())).collect::<Outcome<Vec<_>>>()?;
+    let mut arguments =
+        arguments.iter().map(|text| c_string(text.as_bytes())).collect::<Outcome<Vec<_>>>()?;
     arguments.insert(0, program.clone());
     let environment = environment
         .iter()
@@ -68,7 +69,9 @@ pub(super) fn run(
         files: [&inputs[0], &outputs[0], &outputs[1], &inputs[1]].map(|file| file.as_raw_fd()),
         limits: limits.clone(),
         root: (sandbox.mode == Mode::Namespaces).then(|| root(sandbox)).transpose()?,
-        folder_options: c_string(format!("size={},nr_inodes=512,mode=1777", limits.folder).as_bytes())?,
+        folder_options: c_string(
+            format!("size={},nr_inodes=512,mode=1777", limits.folder).as_bytes(),
+        )?,
         user,
         landlock: rules(sandbox)?,
         filter,
@@ -137,7 +140,11 @@ fn user_and_flags(mode: Mode) -> Outcome<(User, c_int)> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     // SAFETY: these calls take nothing and cannot fail.
     let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
-    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let namespaces = libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS;
     let flags = if mode == Mode::Namespaces { namespaces } else { 0 };
     if mode == Mode::Limits {
         return Ok((User::Same, flags));
@@ -201,8 +208,12 @@ fn rules(sandbox: &Sandbox) -> Outcome<Option<(u32, Vec<(CString, Access)>)>> {
     match (sandbox.mode, version) {
         (Mode::Limits, _) | (Mode::Namespaces, None) => return Ok(None),
         (Mode::Landlock, version) if version.is_none_or(|version| version < LANDLOCK_ALONE) => {
-            let found = version.map_or("the kernel has none".to_owned(), |version| format!("the kernel has version {version}"));
-            return Err(format!("Landlock of version {LANDLOCK_ALONE} (Linux 6.2) is needed, and {found}"));
+            let found = version.map_or("the kernel has none".to_owned(), |version| {
+                format!("the kernel has version {version}")
+            });
+            return Err(format!(
+                "Landlock of version {LANDLOCK_ALONE} (Linux 6.2) is needed, and {found}"
+            ));
         }
         _ => {}
     }
@@ -242,7 +253,8 @@ fn start(prepared: &mut Prepared, flags: c_int) -> Outcome<(OwnedFd, libc::pid_t
     // left this memory, so that everything it uses lives. It only makes system calls (see `child`). All signals are held back
     // meanwhile, because a handler would run in memory that is shared. `handle` receives the descriptor of CLONE_PIDFD.
     let pid = unsafe {
-        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) =
+            (std::mem::zeroed(), std::mem::zeroed());
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before);
         let dumpable = libc::prctl(libc::PR_GET_DUMPABLE);
@@ -276,7 +288,8 @@ fn wait(process: &OwnedFd, pid: libc::pid_t, limits: &Limits) -> Option<Ending> 
     let mut reason = None;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        let milliseconds = if reason.is_some() { -1 } else { left.as_millis().min(1 << 30) as c_int + 1 };
+        let milliseconds =
+            if reason.is_some() { -1 } else { left.as_millis().min(1 << 30) as c_int + 1 };
         let mut poll = libc::pollfd { fd: process.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one descriptor that is open.
         let ready = unsafe { libc::poll(&mut poll, 1, milliseconds) };
@@ -287,7 +300,13 @@ fn wait(process: &OwnedFd, pid: libc::pid_t, limits: &Limits) -> Option<Ending> 
             reason = Some(Ending::WallTime);
             // SAFETY: the descriptor names this process and no other, even when its number were used again.
             unsafe {
-                libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, std::ptr::null::<c_void>(), 0u32);
+                libc::syscall(
+                    libc::SYS_pidfd_send_signal,
+                    process.as_raw_fd(),
+                    libc::SIGKILL,
+                    std::ptr::null::<c_void>(),
+                    0u32,
+                );
             }
         }
     }

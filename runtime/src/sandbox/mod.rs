@@ -16,9 +16,9 @@
 //! The filter, and namespaces or Landlock (Linux 6.2 or newer), are what [`Sandbox::strongest`] insists on. When the thread that runs a
 //! program ends, the program is killed with it.
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod child;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod landlock;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod launch;
@@ -139,7 +139,11 @@ impl Sandbox {
             match works(&sandbox) {
                 Ok(()) => return Ok(sandbox),
                 Err(reason) => {
-                    let name = if mode == Mode::Namespaces { "with namespaces" } else { "with Landlock alone" };
+                    let name = if mode == Mode::Namespaces {
+                        "with namespaces"
+                    } else {
+                        "with Landlock alone"
+                    };
                     reasons.push(format!("{name}, {reason}"));
                 }
             }
@@ -170,21 +174,28 @@ impl Sandbox {
         {
             launch::run(self, arguments, environment, stdin, file, limits)
         }
-        #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+        #[cfg(not(all(
+            target_os = "linux",
+            any(target_arch = "x86_64", target_arch = "aarch64")
+        )))]
         {
             let _ = (arguments, environment, stdin, file, limits);
-            Err(format!("the sandbox needs Linux on x86-64 or arm64, and this is {} on {}", std::env::consts::OS, std::env::consts::ARCH))
+            Err(format!(
+                "the sandbox needs Linux on x86-64 or arm64, and this is {} on {}",
+                std::env::consts::OS,
+                std::env::consts::ARCH
+            ))
         }
     }
 }
 
 /// The version of Landlock that the kernel has; `None` without it.
 pub fn landlock_version() -> Option<u32> {
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
         landlock::version()
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
     {
         None
     }

@@ -75,7 +75,13 @@ const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
 }
 
 /// Calls allowed only with one of some values in an argument.
-fn only(program: &mut Vec<sock_filter>, call: libc::c_long, index: u32, values: &[u32], otherwise: u32) {
+fn only(
+    program: &mut Vec<sock_filter>,
+    call: libc::c_long,
+    index: u32,
+    values: &[u32],
+    otherwise: u32,
+) {
     // Past the block when it is another call: a load, two instructions a value, a return.
     let length = 2 + 2 * values.len();
     program.push(instruction(EQUAL, 0, length as u8, call as u32));
@@ -125,7 +131,8 @@ pub(super) fn filter(pid: u32) -> Vec<sock_filter> {
 
 /// Installs a filter for the calling thread, for good. Called between clone and exec.
 pub(super) fn install(program: &[sock_filter]) -> std::result::Result<(), i32> {
-    let listed = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    let listed =
+        libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     // SAFETY: the kernel copies the program, which outlives the call.
     let installed = unsafe { libc::syscall(libc::SYS_seccomp, 1u32, 0u32, &raw const listed) };
     match installed {

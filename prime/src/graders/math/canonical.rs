@@ -15,9 +15,24 @@ const SCALES: &[(&str, &str)] = &[
 
 /// Answers in words or signs that mean the same.
 const NAMED: &[(&str, &[&str])] = &[
-    ("\\emptyset", &["\\emptyset", "\\varnothing", "no solution", "no solutions", "empty set", "the empty set", "\\{\\}", "∅"]),
+    (
+        "\\emptyset",
+        &[
+            "\\emptyset",
+            "\\varnothing",
+            "no solution",
+            "no solutions",
+            "empty set",
+            "the empty set",
+            "\\{\\}",
+            "∅",
+        ],
+    ),
     ("no real solution", &["no real solution", "no real solutions"]),
-    ("(-\\infty,\\infty)", &["\\mathbb{R}", "\\mathbb R", "all real numbers", "\\R", "\\Reals", "ℝ"]),
+    (
+        "(-\\infty,\\infty)",
+        &["\\mathbb{R}", "\\mathbb R", "all real numbers", "\\R", "\\Reals", "ℝ"],
+    ),
 ];
 
 /// The text with what does not change its meaning taken away or written one way: spacing, dollar signs, sizes of
@@ -106,8 +121,8 @@ fn write_command<'a>(command: &str, after: &'a str, out: &mut String) -> &'a str
     match command {
         "\\!" | "\\," | "\\;" | "\\:" | "\\ " | "\\(" | "\\)" | "\\[" | "\\]" | "\\$"
         | "\\quad" | "\\qquad" | "\\displaystyle" | "\\left" | "\\right" | "\\big" | "\\Big"
-        | "\\bigl" | "\\bigr" | "\\Bigl" | "\\Bigr" | "\\bigg" | "\\Bigg" | "\\biggl" | "\\biggr" | "\\degree"
-        | "\\limits" | "\\textstyle" | "\\thinspace" | "\\enspace" => {}
+        | "\\bigl" | "\\bigr" | "\\Bigl" | "\\Bigr" | "\\bigg" | "\\Bigg" | "\\biggl"
+        | "\\biggr" | "\\degree" | "\\limits" | "\\textstyle" | "\\thinspace" | "\\enspace" => {}
         "\\dfrac" | "\\tfrac" | "\\cfrac" => out.push_str("\\frac"),
         "\\geq" | "\\geqslant" => out.push_str("\\ge"),
         "\\leq" | "\\leqslant" => out.push_str("\\le"),
@@ -121,8 +136,8 @@ fn write_command<'a>(command: &str, after: &'a str, out: &mut String) -> &'a str
         "\\%" => out.push('%'),
         "\\lbrace" => out.push_str("\\{"),
         "\\rbrace" => out.push_str("\\}"),
-        "\\text" | "\\textbf" | "\\textit" | "\\textrm" | "\\mathrm" | "\\mathbf" | "\\mathit" | "\\mbox"
-        | "\\operatorname" => {
+        "\\text" | "\\textbf" | "\\textit" | "\\textrm" | "\\mathrm" | "\\mathbf" | "\\mathit"
+        | "\\mbox" | "\\operatorname" => {
             return write_words(after, out);
         }
         other => out.push_str(other),

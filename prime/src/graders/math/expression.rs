@@ -28,19 +28,49 @@ enum Token {
 
 /// Functions by their command, or plain word.
 const FUNCTIONS: &[&str] = &[
-    "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc", "ln",
-    "log", "lg", "exp",
+    "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc",
+    "ln", "log", "lg", "exp",
 ];
 /// Greek letters, which are names.
 const GREEK: &[&str] = &[
-    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota",
-    "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega",
-    "Gamma", "Delta", "Theta", "Lambda", "Sigma", "Phi", "Psi", "Omega", "ell",
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "varepsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "vartheta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+    "nu",
+    "xi",
+    "rho",
+    "sigma",
+    "tau",
+    "phi",
+    "varphi",
+    "chi",
+    "psi",
+    "omega",
+    "Gamma",
+    "Delta",
+    "Theta",
+    "Lambda",
+    "Sigma",
+    "Phi",
+    "Psi",
+    "Omega",
+    "ell",
 ];
 /// Commands that are none of the above.
 const OTHERS: &[&str] = &[
-    "frac", "sqrt", "binom", "pi", "lfloor", "rfloor", "lceil", "rceil", "lvert", "rvert", "vert", "circ",
-    "div", "cdot", "times",
+    "frac", "sqrt", "binom", "pi", "lfloor", "rfloor", "lceil", "rceil", "lvert", "rvert", "vert",
+    "circ", "div", "cdot", "times",
 ];
 
 /// A node of the tree, its operands by their places.
@@ -192,7 +222,8 @@ fn tokens(text: &str, steps: &mut Steps) -> Option<Vec<Token>> {
 /// An unsigned decimal number with or without thousands separators.
 fn number(text: &str) -> Option<(Value, &str)> {
     let bytes = text.as_bytes();
-    let digits = |from: usize| bytes[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let digits =
+        |from: usize| bytes[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     let mut end = digits(0);
     let mut integer = text[..end].to_owned();
     if (1..=3).contains(&end) {
@@ -241,7 +272,8 @@ fn word<'a>(text: &'a str, found: &mut Vec<Token>, steps: &mut Steps) -> Option<
     if command {
         // A command that runs into a letter, as in \cotx, is read as far as it is known.
         let known = FUNCTIONS.iter().chain(GREEK).chain(OTHERS);
-        let known = known.filter(|known| name.starts_with(**known)).max_by_key(|known| known.len())?;
+        let known =
+            known.filter(|known| name.starts_with(**known)).max_by_key(|known| known.len())?;
         found.push(match *known {
             "frac" => Token::Fraction,
             "sqrt" => Token::Root,
@@ -268,7 +300,8 @@ fn word<'a>(text: &'a str, found: &mut Vec<Token>, steps: &mut Steps) -> Option<
             Some(function) => found.push(Token::Function(function)),
             None => {
                 // Longer runs are words, and a word is not the product of its letters; the letters of a few names are.
-                let product = name.len() <= 2 || name.bytes().all(|byte| b"abckmnxyz".contains(&byte));
+                let product =
+                    name.len() <= 2 || name.bytes().all(|byte| b"abckmnxyz".contains(&byte));
                 if !product {
                     return None;
                 }
@@ -382,7 +415,8 @@ impl Parser<'_> {
             } else if self.starts_factor() {
                 let mixed = self.is_mixed();
                 let right = self.power(depth)?;
-                left = self.push(if mixed { Node::Add(left, right) } else { Node::Mul(left, right) });
+                left =
+                    self.push(if mixed { Node::Add(left, right) } else { Node::Mul(left, right) });
             } else {
                 return Some(left);
             }
@@ -413,7 +447,8 @@ impl Parser<'_> {
         let is = |offset: usize, test: &dyn Fn(&Token) -> bool| {
             self.tokens.get(self.at + offset).is_some_and(test)
         };
-        let begins = self.at == 1 || !matches!(self.tokens.get(self.at - 2), Some(Token::Symbol('^' | '*' | '/')));
+        let begins = self.at == 1
+            || !matches!(self.tokens.get(self.at - 2), Some(Token::Symbol('^' | '*' | '/')));
         begins
             && self.at >= 1
             && is_number(&self.tokens[self.at - 1])
@@ -463,13 +498,16 @@ impl Parser<'_> {
         let token = self.tokens.get(self.at)?;
         self.at += 1;
         match token {
-            Token::Number(value) | Token::Constant(value) => Some(self.push(Node::Constant(*value))),
+            Token::Number(value) | Token::Constant(value) => {
+                Some(self.push(Node::Constant(*value)))
+            }
             Token::Imaginary => Some(self.push(Node::Imaginary)),
             Token::Name(name) => {
-                let place = self.names.iter().position(|other| other == name).unwrap_or_else(|| {
-                    self.names.push(name.clone());
-                    self.names.len() - 1
-                });
+                let place =
+                    self.names.iter().position(|other| other == name).unwrap_or_else(|| {
+                        self.names.push(name.clone());
+                        self.names.len() - 1
+                    });
                 Some(self.push(Node::Name(place)))
             }
             Token::Open(bracket) => {
@@ -525,9 +563,11 @@ impl Parser<'_> {
     /// What a command takes: a group in brackets, or one token.
     fn argument(&mut self, depth: usize) -> Option<usize> {
         match self.peek()? {
-            Token::Open(_) | Token::Number(_) | Token::Name(_) | Token::Constant(_) | Token::Imaginary => {
-                self.primary(depth + 1)
-            }
+            Token::Open(_)
+            | Token::Number(_)
+            | Token::Name(_)
+            | Token::Constant(_)
+            | Token::Imaginary => self.primary(depth + 1),
             _ => None,
         }
     }
@@ -552,7 +592,16 @@ impl Parser<'_> {
         let bracketed = matches!(self.peek(), Some(Token::Open(_)));
         let mut argument = self.power(depth + 1)?;
         while !bracketed
-            && matches!(self.peek(), Some(Token::Name(_) | Token::Constant(_) | Token::Imaginary | Token::Fraction | Token::Root))
+            && matches!(
+                self.peek(),
+                Some(
+                    Token::Name(_)
+                        | Token::Constant(_)
+                        | Token::Imaginary
+                        | Token::Fraction
+                        | Token::Root
+                )
+            )
         {
             self.steps.take(1)?;
             let factor = self.power(depth + 1)?;
@@ -569,10 +618,11 @@ impl Parser<'_> {
             ("log", Some(base)) => self.push(Node::Log(base, argument)),
             ("log", None) => {
                 // Whether this is the natural or the decimal logarithm differs between fields: an unknown base decides nothing wrongly.
-                let place = self.names.iter().position(|other| other == "log_").unwrap_or_else(|| {
-                    self.names.push("log_".to_owned());
-                    self.names.len() - 1
-                });
+                let place =
+                    self.names.iter().position(|other| other == "log_").unwrap_or_else(|| {
+                        self.names.push("log_".to_owned());
+                        self.names.len() - 1
+                    });
                 let scale = self.push(Node::Name(place));
                 let ln = self.push(Node::Call("ln", argument));
                 self.push(Node::Mul(scale, ln))

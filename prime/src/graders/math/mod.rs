@@ -8,6 +8,8 @@
 
 mod canonical;
 mod expression;
+#[cfg(test)]
+mod fuzz;
 mod relation;
 mod steps;
 mod units;
@@ -88,7 +90,9 @@ fn choice(text: &str) -> Option<u8> {
 /// The letter that an answer chooses, with or without the text of the choice: `C`, `(C)`, `(C) 12`, `C. 12`, `C) 12`, `C: 12`.
 fn chosen(text: &str) -> Option<u8> {
     choice(text).or(match text.as_bytes() {
-        [b'(', letter @ b'A'..=b'J', b')', ..] | [letter @ b'A'..=b'J', b')' | b'.' | b':', ..] => Some(*letter),
+        [b'(', letter @ b'A'..=b'J', b')', ..] | [letter @ b'A'..=b'J', b')' | b'.' | b':', ..] => {
+            Some(*letter)
+        }
         _ => None,
     })
 }
@@ -128,8 +132,12 @@ fn same(a: &str, b: &str, depth: usize, steps: &mut Steps) -> bool {
             }
         }
         // The elements of a set may be listed without its braces.
-        (Some(((b'{', _), inner)), None) => return unordered(&elements(inner), &right, depth, steps),
-        (None, Some(((b'{', _), inner))) => return unordered(&left, &elements(inner), depth, steps),
+        (Some(((b'{', _), inner)), None) => {
+            return unordered(&elements(inner), &right, depth, steps);
+        }
+        (None, Some(((b'{', _), inner))) => {
+            return unordered(&left, &elements(inner), depth, steps);
+        }
         _ => {}
     }
     if left.len() != right.len() {
@@ -158,7 +166,8 @@ fn same(a: &str, b: &str, depth: usize, steps: &mut Steps) -> bool {
         return same;
     }
     let word = |text: &str| {
-        text.len() > 1 && text.bytes().all(|byte| byte.is_ascii_alphabetic() || matches!(byte, b' ' | b'-'))
+        text.len() > 1
+            && text.bytes().all(|byte| byte.is_ascii_alphabetic() || matches!(byte, b' ' | b'-'))
     };
     if word(a) && word(b) && a.eq_ignore_ascii_case(b) {
         return true;
@@ -368,7 +377,10 @@ mod tests {
             ("1\\pm\\sqrt{19}", "1-\\sqrt{19}, 1+\\sqrt{19}"),
             ("\\{-2, 1+\\sqrt5, 1-\\sqrt5\\}", "\\{1\\pm\\sqrt{5},-2\\}"),
             ("(3,\\infty)\\cup(-\\infty,2)", "(-\\infty,2)\\cup(3,\\infty)"),
-            ("\\begin{bmatrix} -0.5 \\\\ 2 \\end{bmatrix}", "\\begin{pmatrix}-1/2\\\\2\\end{pmatrix}"),
+            (
+                "\\begin{bmatrix} -0.5 \\\\ 2 \\end{bmatrix}",
+                "\\begin{pmatrix}-1/2\\\\2\\end{pmatrix}",
+            ),
             ("2y = 4x+6", "y=2x+3"),
             ("2x+3", "y=2x+3"),
             ("f(x) = 2x+3", "2x+3"),
@@ -506,8 +518,12 @@ mod tests {
         let columns: serde_json::Value = serde_json::from_str(&text).unwrap();
         let column = |name: &str| -> Vec<String> {
             match &columns[name] {
-                serde_json::Value::Array(list) => list.iter().map(|x| x.as_str().unwrap().to_owned()).collect(),
-                serde_json::Value::Object(map) => map.values().map(|x| x.as_str().unwrap().to_owned()).collect(),
+                serde_json::Value::Array(list) => {
+                    list.iter().map(|x| x.as_str().unwrap().to_owned()).collect()
+                }
+                serde_json::Value::Object(map) => {
+                    map.values().map(|x| x.as_str().unwrap().to_owned()).collect()
+                }
                 _ => panic!("no column {name}"),
             }
         };

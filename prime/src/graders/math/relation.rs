@@ -103,8 +103,12 @@ impl<'a> Chain<'a> {
                 let (open, close) = (bracket(*first)?.0, bracket(*second)?.1);
                 Some(format!("{open}{low},{high}{close}"))
             }
-            ([name, high], [relation]) if is_name(name) => Some(format!("(-\\infty,{high}{}", bracket(*relation)?.1)),
-            ([low, name], [relation]) if is_name(name) => Some(format!("{}{low},\\infty)", bracket(*relation)?.0)),
+            ([name, high], [relation]) if is_name(name) => {
+                Some(format!("(-\\infty,{high}{}", bracket(*relation)?.1))
+            }
+            ([low, name], [relation]) if is_name(name) => {
+                Some(format!("{}{low},\\infty)", bracket(*relation)?.0))
+            }
             _ => None,
         }
     }
@@ -168,15 +172,23 @@ pub(super) fn same(a: &str, b: &str, depth: usize, steps: &mut Steps) -> Option<
                 return Some(true);
             }
         }
-        (Some((_, value_a)), None) if Chain::parse(b).is_none() => return Some(value(value_a, b, steps)),
-        (None, Some((_, value_b))) if Chain::parse(a).is_none() => return Some(value(a, value_b, steps)),
+        (Some((_, value_a)), None) if Chain::parse(b).is_none() => {
+            return Some(value(value_a, b, steps));
+        }
+        (None, Some((_, value_b))) if Chain::parse(a).is_none() => {
+            return Some(value(a, value_b, steps));
+        }
         _ => {}
     }
     match (Chain::parse(a), Chain::parse(b)) {
         (None, None) if named_a.is_none() && named_b.is_none() => None,
         (Some(left), Some(right)) => Some(same_chains(left, right, depth, steps)),
-        (Some(chain), None) => Some(is_interval(chain, named_b.map_or(b, |(_, set)| set), depth, steps)),
-        (None, Some(chain)) => Some(is_interval(chain, named_a.map_or(a, |(_, set)| set), depth, steps)),
+        (Some(chain), None) => {
+            Some(is_interval(chain, named_b.map_or(b, |(_, set)| set), depth, steps))
+        }
+        (None, Some(chain)) => {
+            Some(is_interval(chain, named_a.map_or(a, |(_, set)| set), depth, steps))
+        }
         (None, None) => Some(false),
     }
 }
@@ -203,7 +215,12 @@ fn same_chains(left: Chain, right: Chain, depth: usize, steps: &mut Steps) -> bo
 }
 
 /// Whether a - b is a multiple of c - d: a positive one for inequalities.
-fn proportional(left: (&str, &str), right: (&str, &str), relation: Relation, steps: &mut Steps) -> Option<bool> {
+fn proportional(
+    left: (&str, &str),
+    right: (&str, &str),
+    relation: Relation,
+    steps: &mut Steps,
+) -> Option<bool> {
     let mut read = |text: &str| Formula::parse(text, steps);
     let formulas = [read(left.0)?, read(left.1)?, read(right.0)?, read(right.1)?];
     let names = |a: &Formula, b: &Formula| {

@@ -29,6 +29,12 @@ impl Steps {
         }
     }
 
+    /// How many were spent.
+    #[cfg(test)]
+    pub(super) fn used(&self) -> u32 {
+        BUDGET - self.left
+    }
+
     /// Whether the budget ran out.
     pub(super) fn exhausted(&self) -> bool {
         self.left == 0

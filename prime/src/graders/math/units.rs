@@ -43,7 +43,8 @@ const UNITS: &[(&str, &[&str])] = &[
 ];
 
 /// Commands that set words in a formula.
-const WORD_COMMANDS: &[&str] = &["\\text", "\\mathrm", "\\textrm", "\\mbox", "\\textit", "\\textbf", "\\rm"];
+const WORD_COMMANDS: &[&str] =
+    &["\\text", "\\mathrm", "\\textrm", "\\mbox", "\\textit", "\\textbf", "\\rm"];
 
 /// Whether words may be a unit.
 pub(super) fn is_unit(words: &str) -> bool {
@@ -59,14 +60,20 @@ pub(super) fn is_unit(words: &str) -> bool {
 
 /// Whether words are a unit of measure.
 fn is_known(words: &str) -> bool {
-    let mut words = words.split_whitespace().filter(|word| !["square", "sq", "cubic", "per"].contains(word)).peekable();
+    let mut words = words
+        .split_whitespace()
+        .filter(|word| !["square", "sq", "cubic", "per"].contains(word))
+        .peekable();
     words.peek().is_some() && words.all(|word| known(word).is_some())
 }
 
 fn known(word: &str) -> Option<&'static str> {
     let word = word.trim_end_matches('.').to_ascii_lowercase();
     let singular = word.strip_suffix('s').filter(|word| !word.is_empty()).unwrap_or(&word);
-    UNITS.iter().find(|(_, names)| names.contains(&word.as_str()) || names.contains(&singular)).map(|(unit, _)| *unit)
+    UNITS
+        .iter()
+        .find(|(_, names)| names.contains(&word.as_str()) || names.contains(&singular))
+        .map(|(unit, _)| *unit)
 }
 
 /// The unit in one way of writing: `square inches`, `sq in` and `in^2` alike. Empty for plain "units".
@@ -97,29 +104,42 @@ fn normal(words: &str, power: &str) -> Vec<String> {
 pub(super) fn split_unit(text: &str) -> (&str, Vec<String>) {
     let text = text.trim();
     let body = text.trim_end_matches(['.', ' ', '$', '~']);
-    let power = ["^2", "^3", "^{2}", "^{3}"].into_iter().find(|power| body.ends_with(power)).unwrap_or("");
+    let power =
+        ["^2", "^3", "^{2}", "^{3}"].into_iter().find(|power| body.ends_with(power)).unwrap_or("");
     let body = &body[..body.len() - power.len()];
     let none = (text, Vec::new());
     let (value, words) = if let Some(inner) = body.strip_suffix('}') {
         let Some(open) = inner.rfind('{') else { return none };
         let before = &inner[..open];
-        let Some(command) = WORD_COMMANDS.iter().find(|command| before.ends_with(**command)) else { return none };
+        let Some(command) = WORD_COMMANDS.iter().find(|command| before.ends_with(**command)) else {
+            return none;
+        };
         (&before[..before.len() - command.len()], &inner[open + 1..])
     } else {
-        let start = body.trim_end_matches(|c: char| c.is_ascii_alphabetic() || matches!(c, ' ' | '/')).len();
+        let start = body
+            .trim_end_matches(|c: char| c.is_ascii_alphabetic() || matches!(c, ' ' | '/'))
+            .len();
         let (value, words) = body.split_at(start);
         // A letter alone, or one that touches what is before it, is an unknown, unless it is a unit known by several letters.
-        let apart = words.starts_with(' ') || value.ends_with(|c: char| c.is_ascii_digit()) && known(words.trim()).is_some();
+        let apart = words.starts_with(' ')
+            || value.ends_with(|c: char| c.is_ascii_digit()) && known(words.trim()).is_some();
         if !apart || words.trim().len() < 2 {
             return none;
         }
         (value, words)
     };
     let value = value.trim_end_matches([' ', '~']);
-    let value = ["\\,", "\\;", "\\:", "\\!", "\\ "].iter().fold(value, |value, space| value.trim_end_matches(space)).trim_end();
+    let value = ["\\,", "\\;", "\\:", "\\!", "\\ "]
+        .iter()
+        .fold(value, |value, space| value.trim_end_matches(space))
+        .trim_end();
     let plain = value.trim_matches(['$', ' ']);
     let counted = Number::parse(plain).is_some();
-    if plain.is_empty() || !is_unit(words) || !(counted || is_known(words)) || value.ends_with(['^', '_', '\\']) {
+    if plain.is_empty()
+        || !is_unit(words)
+        || !(counted || is_known(words))
+        || value.ends_with(['^', '_', '\\'])
+    {
         return none;
     }
     (value, normal(words, power))
@@ -148,9 +168,24 @@ mod tests {
             ("7 apples left", "7", "apple left"),
             ("7 units", "7", ""),
         ] {
-            assert_eq!(split_unit(text), (value, unit.split_whitespace().map(str::to_owned).collect()), "{text}");
+            assert_eq!(
+                split_unit(text),
+                (value, unit.split_whitespace().map(str::to_owned).collect()),
+                "{text}"
+            );
         }
-        for text in ["5 m", "2n", "3 million", "\\text{east}", "3\\text{ or }4", "x^{2}", "12 or 13", "", "}", "\\text{}"] {
+        for text in [
+            "5 m",
+            "2n",
+            "3 million",
+            "\\text{east}",
+            "3\\text{ or }4",
+            "x^{2}",
+            "12 or 13",
+            "",
+            "}",
+            "\\text{}",
+        ] {
             assert_eq!(split_unit(text), (text, vec![]), "{text}");
         }
     }

@@ -278,9 +278,9 @@ impl Value {
         let mut exact = self.exact.and(Some(Rational::integer(1)));
         let mut left = size;
         // A fraction other than 0, 1 and -1 leaves 128 bits after 127 doublings at the latest.
-        let plain = self.exact.is_some_and(|value| {
-            [-1, 0, 1].iter().any(|&small| value == Rational::integer(small))
-        });
+        let plain = self
+            .exact
+            .is_some_and(|value| [-1, 0, 1].iter().any(|&small| value == Rational::integer(small)));
         if plain && left > 2 {
             left = 2 - left % 2;
         }
@@ -517,7 +517,10 @@ mod tests {
     fn large_integers_are_told_apart_and_roots_agree() {
         let big = Value::integer(2).pow(Value::integer(500));
         assert_eq!(same(big, big.add(Value::integer(1))), Some(false));
-        assert_eq!(same(big.mul(Value::integer(2)), Value::integer(2).pow(Value::integer(501))), Some(true));
+        assert_eq!(
+            same(big.mul(Value::integer(2)), Value::integer(2).pow(Value::integer(501))),
+            Some(true)
+        );
         let (two, eight) = (Value::integer(2).root(2), Value::integer(8).root(2));
         assert_eq!(same(two.mul(Value::integer(2)), eight), Some(true));
         assert_eq!(same(two, Value::digits("1", "41421356")), Some(false));
@@ -537,9 +540,18 @@ mod tests {
     fn functions_hold_their_identities() {
         let pi = Value::transcendental(std::f64::consts::PI);
         let third = pi.div(Value::integer(3));
-        assert_eq!(same(third.trigonometric("cos"), Value::rational(Rational::new(1, 2).unwrap())), Some(true));
+        assert_eq!(
+            same(third.trigonometric("cos"), Value::rational(Rational::new(1, 2).unwrap())),
+            Some(true)
+        );
         assert_eq!(same(Value::integer(8).log(Value::integer(2)), Value::integer(3)), Some(true));
-        assert_eq!(Value::integer(5).binomial(Value::integer(2)).exact, Some(Rational::integer(10)));
-        assert_eq!(Value::integer(7).div(Value::integer(2)).rounded(true).exact, Some(Rational::integer(4)));
+        assert_eq!(
+            Value::integer(5).binomial(Value::integer(2)).exact,
+            Some(Rational::integer(10))
+        );
+        assert_eq!(
+            Value::integer(7).div(Value::integer(2)).rounded(true).exact,
+            Some(Rational::integer(4))
+        );
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::published::without_suffix;
 use super::{Problem, Purpose, Share, Split, Task, hash};
-use crate::graders::{self, Grade, Grader};
+use crate::graders::{self, Grade, Grader, GraderSettings};
 
 pub use settings::{BY_SOURCE, JsonlSettings, SourceSettings, Stage};
 use source::{Candidate, Source};
@@ -57,6 +57,7 @@ pub struct Part {
 #[derive(Default)]
 struct Graders {
     groups: Vec<(String, Option<usize>)>,
+    settings: GraderSettings,
     /// Each under the name that it was asked for.
     graders: Vec<(String, Box<dyn Grader>)>,
 }
@@ -69,7 +70,7 @@ impl Graders {
             Some(spec) => Some(match self.graders.iter().position(|(known, _)| known == spec) {
                 Some(index) => index,
                 None => {
-                    self.graders.push((spec.to_owned(), graders::by_name(spec)?));
+                    self.graders.push((spec.to_owned(), graders::by_name(spec, &self.settings)?));
                     self.graders.len() - 1
                 }
             }),
@@ -87,8 +88,12 @@ impl Graders {
         grader.map(|index| &*self.graders[index].1)
     }
 
+    fn needs_answer(&self, group: u32) -> bool {
+        self.of(group).is_some_and(Grader::needs_answer)
+    }
+
     fn check_answer(&self, group: u32, answer: &str) -> Result<()> {
-        self.of(group).map_or(Ok(()), |grader| grader.check_answer(answer))
+        self.of(group).filter(|grader| grader.needs_answer()).map_or(Ok(()), |grader| grader.check_answer(answer))
     }
 }
 
@@ -100,12 +105,17 @@ fn key_of(question: &str) -> String {
 impl Jsonl {
     /// Reads the files of all sources. Training problems that are there twice are removed, and those that are held out anywhere.
     pub fn load(settings: &JsonlSettings) -> Result<Self> {
+        Jsonl::load_with(settings, &GraderSettings::default())
+    }
+
+    /// The same with settings of the graders.
+    pub fn load_with(settings: &JsonlSettings, grading: &GraderSettings) -> Result<Self> {
         let list = settings.sources()?;
-        let mut graders = Graders::default();
+        let mut graders = Graders { settings: grading.clone(), ..Graders::default() };
         // A slip in a name is told before anything is read.
         for source in &list {
             if source.grader != BY_SOURCE {
-                graders::by_name(&source.grader)?;
+                graders::by_name(&source.grader, grading)?;
             }
         }
         let mut parts = Vec::new();
@@ -273,6 +283,26 @@ impl Task for Jsonl {
             Some(grader) => grader.grade(response, &problem.answer),
             None => Grade::nothing_found(),
         }
+    }
+
+    fn grade_group(&self, problem: &Problem, responses: &[(&str, bool)]) -> Vec<Grade> {
+        let texts: Vec<&str> = responses.iter().map(|(text, _)| *text).collect();
+        match self.graders.of(problem.group) {
+            Some(grader) => grader.grade_group(&texts, &problem.answer),
+            None => texts.iter().map(|_| Grade::nothing_found()).collect(),
+        }
+    }
+
+    fn compares(&self) -> bool {
+        self.graders.graders.iter().any(|(_, grader)| grader.compares())
+    }
+
+    fn ready(&self) -> Result<()> {
+        self.graders.graders.iter().try_for_each(|(_, grader)| grader.ready())
+    }
+
+    fn is_slow(&self) -> bool {
+        self.graders.graders.iter().any(|(_, grader)| grader.is_slow())
     }
 
     /// An epoch has as many draws as there are problems. Without weights each problem is drawn once; with them, each source in proportion

@@ -1,0 +1,83 @@
+use super::*;
+
+const SHELL: &str = "/bin/sh";
+
+fn sandbox() -> Option<Sandbox> {
+    let readable =
+        ["/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"]
+            .map(PathBuf::from);
+    let works = |sandbox: &Sandbox| {
+        let finished = sandbox.run(&["-c", "echo well"], &[], b"", b"", &Limits::default())?;
+        (finished.stdout == b"well\n").then_some(()).ok_or(format!("{finished:?}"))
+    };
+    match Sandbox::strongest(Path::new(SHELL), &readable, works) {
+        Ok(sandbox) => Some(sandbox),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+fn run(sandbox: &Sandbox, script: &str) -> Finished {
+    let limits = Limits {
+        processor: Duration::from_secs(1),
+        wall: Duration::from_secs(2),
+        output: 4096,
+        ..Default::default()
+    };
+    sandbox
+        .run(&["-c", script], &[("NAME", "value")], b"first\nsecond\n", b"extra", &limits)
+        .unwrap()
+}
+
+#[test]
+fn a_program_reads_its_input_and_leaves_its_output() {
+    let Some(sandbox) = sandbox() else { return };
+    let finished =
+        run(&sandbox, "read x; read y; read z <&3; echo \"$y $x $z $NAME\"; echo no >&2; exit 3");
+    assert_eq!(finished.ending, Ending::Exited(3));
+    assert_eq!(String::from_utf8_lossy(&finished.stdout), "second first extra value\n");
+    assert_eq!(finished.stderr, b"no\n");
+}
+
+#[test]
+fn limits_of_time_and_output_end_a_program() {
+    let Some(sandbox) = sandbox() else { return };
+    assert_eq!(run(&sandbox, "while :; do :; done").ending, Ending::ProcessorTime);
+    assert_eq!(run(&sandbox, "while :; do echo 0123456789; done").ending, Ending::Output);
+    let waiting = std::time::Instant::now();
+    assert_eq!(run(&sandbox, "trap '' TERM INT; exec /bin/sleep 60").ending, Ending::WallTime);
+    assert!(waiting.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_program_starts_no_other_and_finds_no_other_files() {
+    let Some(sandbox) = sandbox() else { return };
+    let finished = run(&sandbox, "(echo forked) ; echo after");
+    assert!(!String::from_utf8_lossy(&finished.stdout).contains("forked"), "{finished:?}");
+    let finished = run(&sandbox, "read x < /etc/passwd && echo read");
+    assert!(finished.stdout.is_empty(), "{finished:?}");
+    let outside = std::env::temp_dir().join("prime-sandbox-test-outside");
+    let finished = run(
+        &sandbox,
+        &format!(
+            "echo x > {0} && echo written; echo y > /usr/x; echo z > /bin/x",
+            outside.display()
+        ),
+    );
+    assert!(!outside.exists(), "{finished:?}");
+    assert!(!Path::new("/usr/x").exists() && !Path::new("/bin/x").exists());
+}
+
+#[test]
+fn a_program_that_is_not_there_is_a_sentence() {
+    let Some(sandbox) = sandbox() else { return };
+    let sandbox = Sandbox { program: "/bin/no-such-program".into(), ..sandbox };
+    let message = sandbox.run(&[], &[], b"", b"", &Limits::default()).unwrap_err();
+    assert!(message.contains("starting the program failed"), "{message}");
+    let message = Sandbox::new(Path::new("a\0b"), &[], Mode::Limits)
+        .run(&[], &[], b"", b"", &Limits::default())
+        .unwrap_err();
+    assert!(message.contains("zero byte"), "{message}");
+}
