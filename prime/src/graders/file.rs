@@ -136,7 +136,7 @@ fn write_line(output: &mut dyn Write, mut object: Map<String, Value>, grade: Gra
 }
 
 /// A reference answer: text, a number as it is written, or a list or object (such as tests of a program) as JSON.
-pub(crate) fn answer_field(object: &Map<String, Value>, name: &str) -> Result<String> {
+fn answer_field(object: &Map<String, Value>, name: &str) -> Result<String> {
     match object.get(name) {
         Some(value @ (Value::Array(_) | Value::Object(_))) => Ok(value.to_string()),
         _ => text_field(object, name),

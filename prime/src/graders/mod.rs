@@ -28,7 +28,7 @@ pub use code::Code;
 pub use command::Command;
 pub use exact::Exact;
 pub use file::{Graded, grade_jsonl};
-pub(crate) use file::{answer_field, kind, parse_object, text_field};
+pub(crate) use file::{kind, parse_object, text_field};
 pub use gsm8k::Gsm8k;
 pub use majority::Majority;
 pub use math::Math;

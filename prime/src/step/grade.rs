@@ -230,13 +230,7 @@ mod tests {
         compares: bool,
     ) -> (Vec<Prompt>, Vec<Vec<Completion>>, Vec<Vec<Judged>>) {
         let tokenizer = Tokenizer::characters("aet", "<pad>", "<eos>").unwrap();
-        let problem = Problem {
-            id: 0,
-            prompt: String::new(),
-            answer: String::new(),
-            solution: None,
-            level: 0,
-        };
+        let problem = Problem::default();
         let prompts: Vec<Prompt> = (0..texts.len())
             .map(|index| Prompt {
                 index: index as u64,

@@ -332,6 +332,13 @@ fn collect(pid: libc::pid_t, reason: Option<Ending>, limits: &Limits) -> Outcome
     let processor = time(usage.ru_utime) + time(usage.ru_stime);
     let ending = match reason {
         Some(reason) => reason,
+        // Nothing but the kernel's limit can kill a sandbox from within. It counts more finely than what it reports afterwards.
+        None if libc::WIFSIGNALED(status)
+            && libc::WTERMSIG(status) == libc::SIGKILL
+            && processor >= limits.processor.mul_f64(0.9) =>
+        {
+            Ending::ProcessorTime
+        }
         None if processor >= limits.processor => Ending::ProcessorTime,
         None if libc::WIFSIGNALED(status) => Ending::Signalled(libc::WTERMSIG(status)),
         None => Ending::Exited(libc::WEXITSTATUS(status)),

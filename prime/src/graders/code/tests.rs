@@ -28,7 +28,7 @@ fn the_score_is_the_share_of_tests_passed() {
     let grade = grader.grade(&block("import sys\nif __name__ == '__main__':\n    print(sum(map(int, sys.stdin.read().split())))"), &tests);
     assert_eq!(grade.score, 0.75);
     assert_eq!(grader.grade(&block("print(3) or exit(1)"), &tests).score, 0.0);
-    let wrong = grader.grade(&block("this is not Python"), &tests);
+    let wrong = grader.grade(&block("def ("), &tests);
     assert!(wrong.extracted.unwrap().contains("SyntaxError"));
     assert_eq!(grader.grade("print(3)", &tests), Grade::nothing_found());
     assert!(matches!(grader.grade(&block("print(3)"), "3").failure, Some(Failure::Error(_))));

@@ -181,9 +181,16 @@ fn tokens(text: &str, steps: &mut Steps) -> Option<Vec<Token>> {
     while let Some(next) = rest.chars().next() {
         steps.take(1)?;
         if next.is_ascii_digit() || next == '.' {
-            let (value, after) = number(rest)?;
+            // An index without braces is one digit: \log_2 8.
+            let index = next.is_ascii_digit() && found.last() == Some(&Token::Symbol('_'));
+            let (value, after) = if index {
+                number(&rest[..1]).map(|(value, _)| (value, &rest[1..]))?
+            } else {
+                number(rest)?
+            };
             // Two numbers side by side are no product.
-            if matches!(found.last(), Some(Token::Number(_))) {
+            let after_index = matches!(found[..], [.., Token::Symbol('_'), Token::Number(_)]);
+            if matches!(found.last(), Some(Token::Number(_))) && !after_index {
                 return None;
             }
             found.push(Token::Number(value));

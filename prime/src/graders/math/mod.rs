@@ -215,7 +215,10 @@ fn parts(text: &str, separator: &str) -> Vec<String> {
         match byte {
             b'(' | b'[' | b'{' => open += 1,
             b')' | b']' | b'}' => open = open.saturating_sub(1),
-            _ if open == 0 && at >= start && text[at..].starts_with(separator) => {
+            _ if open == 0
+                && at >= start
+                && text.as_bytes()[at..].starts_with(separator.as_bytes()) =>
+            {
                 parts.push(text[start..at].to_owned());
                 start = at + separator.len();
             }
@@ -549,7 +552,6 @@ mod tests {
                 }
             }
         }
-        println!("{alike:#?}");
-        assert!(alike.len() < 100, "{alike:#?}");
+        assert!(alike.len() <= 1, "{alike:#?}");
     }
 }

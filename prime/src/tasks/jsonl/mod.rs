@@ -93,7 +93,9 @@ impl Graders {
     }
 
     fn check_answer(&self, group: u32, answer: &str) -> Result<()> {
-        self.of(group).filter(|grader| grader.needs_answer()).map_or(Ok(()), |grader| grader.check_answer(answer))
+        self.of(group)
+            .filter(|grader| grader.needs_answer())
+            .map_or(Ok(()), |grader| grader.check_answer(answer))
     }
 }
 

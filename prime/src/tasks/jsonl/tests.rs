@@ -432,9 +432,7 @@ fn gsm8k_itself_is_the_same_from_json_lines_and_from_parquet_where_it_is_at_hand
             let problem = task.problem(split, index).unwrap();
             let solution = problem.solution.as_ref().unwrap();
             assert_eq!(task.grade(&problem, solution, true).score, 1.0, "{problem:?}");
-            assert!(
-                graders::Numeric::default().grade(solution, &problem.answer).score == 1.0
-            );
+            assert!(graders::Numeric::default().grade(solution, &problem.answer).score == 1.0);
         }
     }
 
