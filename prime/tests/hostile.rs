@@ -3,7 +3,7 @@
 //! The ordinary tests run each kind once. All 1,000, and the log's summary:
 //!
 //! ```sh
-//! cargo test --release -p prime --test hostile -- --ignored --nocapture
+//! cargo test -p prime --test hostile -- --ignored --nocapture
 //! ```
 
 #![cfg(target_os = "linux")]

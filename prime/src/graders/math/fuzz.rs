@@ -81,7 +81,7 @@ fn no_answer_panics_or_leaves_its_budget() {
     fuzz(5000);
 }
 
-/// `cargo test --release -p prime --lib a_million_answers -- --ignored --nocapture`
+/// `cargo test -p prime --lib a_million_answers -- --ignored --nocapture`
 #[test]
 #[ignore = "takes minutes: run it by name"]
 fn a_million_answers() {
