@@ -154,6 +154,7 @@ mod tests {
             finished: vec![true; scores.len()],
             texts: vec![String::new(); scores.len()],
             tokens: vec![vec![1]; scores.len()],
+            failures: vec![None; scores.len()],
         }
     }
 
