@@ -53,7 +53,7 @@ fn training(criterion: &mut Criterion) {
             bencher.iter(|| {
                 log_prob::backward(
                     d_hidden.view_mut(),
-                    d_weight.view_mut(),
+                    Some(d_weight.view_mut()),
                     weights.view(),
                     Some(weights.view()),
                     black_box(hidden.view()),

@@ -74,6 +74,7 @@ operations! {
     rms_norm,
     rope,
     sample,
+    scale,
     scan,
     scatter,
     swiglu,

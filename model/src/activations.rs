@@ -2,8 +2,9 @@
 
 use prime_runtime::{DType, Device, Memory, Plan, Slot, Tensor, View};
 
+use crate::lora::LowRankBuffers;
 use crate::pack::PackUpload;
-use crate::{Config, Error, Pack, Result};
+use crate::{Config, Error, Pack, Result, Weights};
 
 /// What a step is planned for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,8 @@ pub struct Activations {
     pub(crate) lse: Tensor,           // (picked)
     pub(crate) values: Tensor,        // (picked)
     pub(crate) backward: Option<BackwardBuffers>,
+    /// What adapters work in, reserved with the first pass of weights that have some.
+    pub(crate) low_rank: Option<LowRankBuffers>,
     bytes: usize,
 }
 
@@ -253,13 +256,27 @@ impl Activations {
             lse,
             values,
             backward,
+            low_rank: None,
             bytes,
         })
     }
 
     /// Bytes of all buffers.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.low_rank.as_ref().map_or(0, LowRankBuffers::bytes)
+    }
+
+    /// Makes sure of working memory for the adapters of these weights.
+    pub(crate) fn reserve_low_rank(&mut self, weights: &Weights) -> Result<()> {
+        let tokens = self.limits.tokens;
+        let fits = match &self.low_rank {
+            None => weights.adapter().is_none(),
+            Some(buffers) => buffers.fits(weights, tokens),
+        };
+        if !fits {
+            self.low_rank = LowRankBuffers::new(weights, tokens, self.mode != Mode::Score)?;
+        }
+        Ok(())
     }
 
     /// The largest pack that fits.

@@ -9,6 +9,7 @@ use prime_runtime::{Device, Tensor, View, ViewMut};
 
 use crate::activations::{BackwardBuffers, LayerBuffers, QkNormBuffers};
 use crate::layout::LayerLayout;
+use crate::lora::{self, LowRankBuffers, Place};
 use crate::pack::PackViews;
 use crate::value_head::OutputGradients;
 use crate::{Activations, Config, Gradients, Layout, Mode, Pack, Result, Weights, rope_tables};
@@ -139,6 +140,7 @@ impl Decoder {
     ) -> Result<()> {
         activations.check(pack)?;
         pack.check(self.config.vocab_size, self.cos.dims()[0])?;
+        activations.reserve_low_rank(weights)?;
         activations.pack.send(pack)?;
         let lists = activations.pack.views(pack);
         let sizes = Sizes::new(&self.config, pack.tokens.len());
@@ -159,9 +161,10 @@ impl Decoder {
                 // The others are computed again on the way back.
                 Mode::TrainCheckpointed => index + 1 == self.config.num_layers,
             };
+            let low_rank = &mut activations.low_rank;
             let input = input.head(sizes.tokens);
-            self.layer_forward(weights, index, lists, sizes, input, buffers, keep)?;
-            self.layer_output(weights, index, sizes, buffers, output)?;
+            self.layer_forward(weights, index, lists, sizes, input, buffers, keep, low_rank)?;
+            self.layer_output(weights, index, sizes, buffers, output, low_rank)?;
         }
         let last = match activations.mode {
             Mode::Score => self.config.num_layers % 2,
@@ -213,11 +216,11 @@ impl Decoder {
         let lists = activations.pack.views(pack);
         let sizes = Sizes::new(&self.config, pack.tokens.len());
         let picked = pack.picked.len();
-        let Activations { mode, streams, layers, backward, .. } = activations;
+        let Activations { mode, streams, layers, backward, low_rank, .. } = activations;
         let back = backward.as_mut().expect("checked where the way back begins");
         rms_norm::backward(
             back.picked.head_mut(picked),
-            gradients.view_mut(&self.layout.final_norm, &[sizes.hidden]),
+            gradients.norm_mut(&self.layout.final_norm),
             back.picked_normed.head(picked),
             activations.picked.head(picked),
             weights.view(&self.layout.final_norm, &[sizes.hidden]),
@@ -236,19 +239,22 @@ impl Decoder {
                     // The last layer's buffers still hold what the forward pass left.
                     if index + 1 != self.config.num_layers {
                         let layer = &mut layers[0];
-                        self.layer_forward(weights, index, lists, sizes, input, layer, true)?;
+                        self.layer_forward(
+                            weights, index, lists, sizes, input, layer, true, low_rank,
+                        )?;
                     }
                     &layers[0]
                 }
                 _ => &layers[index],
             };
-            self.layer_backward(weights, index, lists, sizes, input, buffers, back, gradients)?;
+            self.layer_backward(
+                weights, index, lists, sizes, input, buffers, back, gradients, low_rank,
+            )?;
         }
-        embedding::backward(
-            gradients.view_mut(&self.layout.embedding, &[self.config.vocab_size, sizes.hidden]),
-            back.stream.head(sizes.tokens),
-            lists.tokens,
-        )?;
+        let table = [self.config.vocab_size, sizes.hidden];
+        if let Some(d_table) = gradients.view_mut(&self.layout.embedding, &table) {
+            embedding::backward(d_table, back.stream.head(sizes.tokens), lists.tokens)?;
+        }
         Ok(())
     }
 
@@ -262,6 +268,7 @@ impl Decoder {
         input: View<'_>,
         buffers: &mut LayerBuffers,
         keep: bool,
+        low_rank: &mut Option<LowRankBuffers>,
     ) -> Result<()> {
         let layer = &self.layout.layers[index];
         let epsilon = self.config.rms_norm_eps;
@@ -280,6 +287,8 @@ impl Decoder {
             Product::NT,
             Epilogue { bias: bias(weights, layer.qkv_bias.as_ref()), ..Epilogue::default() },
         )?;
+        let (out, x) = (buffers.qkv.head_mut(tokens), buffers.input_normed.head(tokens));
+        lora::forward(weights, index, Place::Qkv, out, x, low_rank.as_mut())?;
         let rotated = sizes.q() + sizes.kv();
         let rotated = match &mut buffers.qk {
             None => buffers.qkv.head_mut(tokens).split_at_column(rotated).0,
@@ -336,6 +345,8 @@ impl Decoder {
                 ..Epilogue::default()
             },
         )?;
+        let (out, x) = (buffers.middle.head_mut(tokens), buffers.attended.head(tokens));
+        lora::forward(weights, index, Place::Output, out, x, low_rank.as_mut())?;
         rms_norm::forward(
             buffers.post_normed.head_mut(tokens),
             buffers.post_rstd.head_mut(tokens),
@@ -343,6 +354,14 @@ impl Decoder {
             weights.view(&layer.post_norm, &[sizes.hidden]),
             epsilon,
         )?;
+        if lora::is_at(weights, index, Place::GateUp) {
+            let (mut out, x) = (buffers.gate_up.head_mut(tokens), buffers.post_normed.head(tokens));
+            let weight = weights.view(&layer.gate_up, &[2 * sizes.intermediate, sizes.hidden]);
+            matmul::forward(out.reborrow(), x, weight, Product::NT, Epilogue::default())?;
+            lora::forward(weights, index, Place::GateUp, out, x, low_rank.as_mut())?;
+            swiglu::forward(buffers.activated.head_mut(tokens), buffers.gate_up.head(tokens))?;
+            return Ok(());
+        }
         matmul::forward_swiglu(
             buffers.activated.head_mut(tokens),
             buffers.gate_up.head_mut(tokens),
@@ -361,6 +380,7 @@ impl Decoder {
         sizes: Sizes,
         buffers: &LayerBuffers,
         output: &mut Tensor,
+        low_rank: &mut Option<LowRankBuffers>,
     ) -> Result<()> {
         let layer = &self.layout.layers[index];
         matmul::forward(
@@ -370,7 +390,8 @@ impl Decoder {
             Product::NT,
             Epilogue { residual: Some(buffers.middle.head(sizes.tokens)), ..Epilogue::default() },
         )?;
-        Ok(())
+        let (out, x) = (output.head_mut(sizes.tokens), buffers.activated.head(sizes.tokens));
+        lora::forward(weights, index, Place::Down, out, x, low_rank.as_mut())
     }
 
     /// A layer's way back: `back.stream` holds the gradient of its output, and then that of its input.
@@ -384,18 +405,29 @@ impl Decoder {
         buffers: &LayerBuffers,
         back: &mut BackwardBuffers,
         gradients: &mut Gradients,
+        low_rank: &mut Option<LowRankBuffers>,
     ) -> Result<()> {
         let layer = &self.layout.layers[index];
         let tokens = sizes.tokens;
         let down = [sizes.hidden, sizes.intermediate];
         matmul::backward(
             Some(back.activated.head_mut(tokens)),
-            Some(gradients.view_mut(&layer.down, &down)),
+            gradients.view_mut(&layer.down, &down),
             None,
             back.stream.head(tokens),
             buffers.activated.head(tokens),
             weights.view(&layer.down, &down),
             Product::NT,
+        )?;
+        lora::backward(
+            weights,
+            index,
+            Place::Down,
+            back.activated.head_mut(tokens),
+            gradients,
+            back.stream.head(tokens),
+            buffers.activated.head(tokens),
+            low_rank.as_mut(),
         )?;
         swiglu::backward(
             back.gate_up.head_mut(tokens),
@@ -405,16 +437,26 @@ impl Decoder {
         let gate_up = [2 * sizes.intermediate, sizes.hidden];
         matmul::backward(
             Some(back.normed.head_mut(tokens)),
-            Some(gradients.view_mut(&layer.gate_up, &gate_up)),
+            gradients.view_mut(&layer.gate_up, &gate_up),
             None,
             back.gate_up.head(tokens),
             buffers.post_normed.head(tokens),
             weights.view(&layer.gate_up, &gate_up),
             Product::NT,
         )?;
+        lora::backward(
+            weights,
+            index,
+            Place::GateUp,
+            back.normed.head_mut(tokens),
+            gradients,
+            back.gate_up.head(tokens),
+            buffers.post_normed.head(tokens),
+            low_rank.as_mut(),
+        )?;
         rms_norm::backward(
             back.middle.head_mut(tokens),
-            gradients.view_mut(&layer.post_norm, &[sizes.hidden]),
+            gradients.norm_mut(&layer.post_norm),
             back.normed.head(tokens),
             buffers.middle.head(tokens),
             weights.view(&layer.post_norm, &[sizes.hidden]),
@@ -426,12 +468,22 @@ impl Decoder {
             gradients.weight_and_bias(&layer.output, output, layer.output_bias.as_ref());
         matmul::backward(
             Some(back.attended.head_mut(tokens)),
-            Some(d_output),
+            d_output,
             d_output_bias,
             back.middle.head(tokens),
             buffers.attended.head(tokens),
             weights.view(&layer.output, &output),
             Product::NT,
+        )?;
+        lora::backward(
+            weights,
+            index,
+            Place::Output,
+            back.attended.head_mut(tokens),
+            gradients,
+            back.middle.head(tokens),
+            buffers.attended.head(tokens),
+            low_rank.as_mut(),
         )?;
         self.attention_backward(weights, layer, lists, sizes, buffers, back, gradients)?;
         let qkv = [sizes.qkv(), sizes.hidden];
@@ -439,16 +491,26 @@ impl Decoder {
             gradients.weight_and_bias(&layer.qkv, qkv, layer.qkv_bias.as_ref());
         matmul::backward(
             Some(back.normed.head_mut(tokens)),
-            Some(d_qkv),
+            d_qkv,
             d_qkv_bias,
             back.qkv.head(tokens),
             buffers.input_normed.head(tokens),
             weights.view(&layer.qkv, &qkv),
             Product::NT,
         )?;
+        lora::backward(
+            weights,
+            index,
+            Place::Qkv,
+            back.normed.head_mut(tokens),
+            gradients,
+            back.qkv.head(tokens),
+            buffers.input_normed.head(tokens),
+            low_rank.as_mut(),
+        )?;
         rms_norm::backward(
             back.stream.head_mut(tokens),
-            gradients.view_mut(&layer.input_norm, &[sizes.hidden]),
+            gradients.norm_mut(&layer.input_norm),
             back.normed.head(tokens),
             input,
             weights.view(&layer.input_norm, &[sizes.hidden]),
@@ -511,7 +573,7 @@ impl Decoder {
         for (d_x, norm, columns, rstd) in parts {
             rms_norm::backward(
                 sizes.as_heads_mut(d_x),
-                gradients.view_mut(norm, &[sizes.head_dim]),
+                gradients.norm_mut(norm),
                 sizes.as_heads(d_qk.head(tokens).columns(columns.clone())),
                 sizes.as_heads(raw.columns(columns)),
                 weights.view(norm, &[sizes.head_dim]),

@@ -58,7 +58,8 @@ pub fn save(
 /// Writes the files of a model into a folder that holds no weights yet; it is created if need be. [`save`] calls it in
 /// a temporary place, and so can whoever saves several models as one checkpoint.
 ///
-/// Weights are written in the dtype they are held in, and `config.json` says so.
+/// Weights are written in the dtype they are held in, and `config.json` says so. Of a model with an adapter, the adapter alone is
+/// written, as PEFT does: `adapter_config.json`, which names the folder of the weights, and `adapter_model.safetensors`.
 ///
 /// # Errors
 /// A sentence with the file that could not be written or copied.
@@ -69,11 +70,9 @@ pub fn write(
     companions: Companions<'_>,
 ) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(RuntimeError::io("create", dir))?;
-    let sources =
-        weights.layout().tensors.iter().map(|tensor| {
-            Source::view(tensor.name.clone(), weights.view(&tensor.range, &tensor.dims))
-        });
-    write_sharded(dir, "model", sources, &[("format", "pt")], MAX_SHARD_BYTES)?;
+    if weights.adapter().is_none() {
+        write_weights(dir, weights)?;
+    }
     match companions {
         Companions::None => {}
         Companions::Of(source) => {
@@ -88,9 +87,21 @@ pub fn write(
         }
     }
     // Last: a folder with it is a whole one.
+    if let Some(adapter) = weights.adapter() {
+        return crate::lora::peft::write(dir, adapter);
+    }
     let config = Config { dtype: weights.dtype(), ..config.clone() };
     let text = format!("{:#}\n", config.to_json());
     checkpoint::atomic_write(dir.join("config.json"), text.as_bytes())?;
+    Ok(())
+}
+
+fn write_weights(dir: &Path, weights: &Weights) -> Result<()> {
+    let sources =
+        weights.layout().tensors.iter().map(|tensor| {
+            Source::view(tensor.name.clone(), weights.view(&tensor.range, &tensor.dims))
+        });
+    write_sharded(dir, "model", sources, &[("format", "pt")], MAX_SHARD_BYTES)?;
     Ok(())
 }
 

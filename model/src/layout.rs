@@ -71,14 +71,14 @@ pub struct Layout {
 }
 
 #[derive(Default)]
-struct Arena {
+pub(crate) struct Arena {
     end: usize,
     tensors: Vec<NamedTensor>,
 }
 
 impl Arena {
     /// Tensors one behind the other, as one range that begins on a boundary.
-    fn group(&mut self, parts: &[(String, &[usize])]) -> Range<usize> {
+    pub(crate) fn group(&mut self, parts: &[(String, &[usize])]) -> Range<usize> {
         let start = self.end.next_multiple_of(ALIGNMENT);
         self.end = start;
         for (name, dims) in parts {
@@ -87,6 +87,11 @@ impl Arena {
             self.tensors.push(NamedTensor { name: name.clone(), dims: dims.to_vec(), range });
         }
         start..self.end
+    }
+
+    /// Elements of the whole buffer, and every tensor.
+    pub(crate) fn finish(self) -> (usize, Vec<NamedTensor>) {
+        (self.end.next_multiple_of(ALIGNMENT), self.tensors)
     }
 }
 

@@ -83,14 +83,14 @@ impl AdamW {
     /// # Errors
     /// When the device has not enough memory.
     pub fn new(weights: &Weights, settings: AdamWSettings) -> Result<Self> {
-        let elements = weights.layout().elements;
-        let device = weights.data().device();
+        let trainable = weights.trainable();
+        let (device, elements) = (trainable.device(), trainable.dims()[0]);
         let zeros = || Tensor::zeros(device, DType::F32, &[elements]);
-        let master = match weights.data().dtype() {
+        let master = match trainable.dtype() {
             DType::F32 => None,
             _ => {
                 let mut master = zeros()?;
-                cast::forward(master.view_mut(), weights.data().view())?;
+                cast::forward(master.view_mut(), trainable.view())?;
                 Some(master)
             }
         };
@@ -119,9 +119,10 @@ impl AdamW {
         self.step += 1;
         let limit = self.settings.max_gradient_norm;
         let gradient_scale = if limit > 0.0 && norm > limit { limit / (norm + 1e-6) } else { 1.0 };
-        let layout = weights.layout().clone();
-        let decayed = layout.decayed().map(|range| (range, self.settings.weight_decay));
-        for (range, weight_decay) in decayed.chain(layout.undecayed().map(|range| (range, 0.0))) {
+        let [decayed, undecayed] = weights.decay_ranges();
+        let decayed = decayed.into_iter().map(|range| (range, self.settings.weight_decay));
+        let undecayed = undecayed.into_iter().map(|range| (range, 0.0));
+        for (range, weight_decay) in decayed.chain(undecayed) {
             let settings = adamw::Settings {
                 learning_rate,
                 beta1: self.settings.beta1,
@@ -134,7 +135,7 @@ impl AdamW {
             let m = self.m.view_mut().into_rows(range.clone());
             let v = self.v.view_mut().into_rows(range.clone());
             let gradient = gradients.data().rows(range.clone());
-            let compute = weights.data_mut().view_mut().into_rows(range.clone());
+            let compute = weights.trainable_mut().view_mut().into_rows(range.clone());
             match &mut self.master {
                 None => adamw::update(compute, None, m, v, gradient, settings)?,
                 Some(master) => {

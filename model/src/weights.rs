@@ -1,4 +1,4 @@
-//! The parameters of a model: one flat tensor and its layout.
+//! The parameters of a model: one flat tensor and its layout, and the adapters that stand beside it.
 
 use std::ops::Range;
 use std::path::Path;
@@ -9,13 +9,14 @@ use prime_runtime::safetensors::{Dtype, Folder};
 use prime_runtime::{DType, Device, Element, Tensor, View, ViewMut, bf16};
 use rayon::prelude::*;
 
-use crate::{Config, Error, Layout, Result, keys};
+use crate::{Adapter, Config, Error, Layout, Result, keys};
 
-/// All parameters of a model in one buffer, float32 or bfloat16.
+/// All parameters of a model in one buffer, float32 or bfloat16. Weights that adapters stand beside are frozen, and may be shared.
 #[derive(Debug)]
 pub struct Weights {
     layout: Arc<Layout>,
-    data: Tensor,
+    data: Arc<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 /// Elements that one task of a parallel loop fills or converts.
@@ -39,7 +40,7 @@ impl Weights {
             )));
         }
         let data = Tensor::zeros(device, dtype, &[layout.elements])?;
-        Ok(Weights { layout: Arc::new(layout), data })
+        Ok(Weights { layout: Arc::new(layout), data: Arc::new(data), adapter: None })
     }
 
     /// Random weights on the host: matrices normal with the configuration's `initializer_range` (those that write into the residual stream smaller by
@@ -91,12 +92,12 @@ impl Weights {
         let mut weights = Weights::zeros(config, device, dtype)?;
         match (device, dtype) {
             (Device::Cpu, DType::F32) => {
-                read::<f32>(&folder, &layout, weights.data.as_mut_slice())?
+                read::<f32>(&folder, &layout, weights.data_mut().as_mut_slice())?
             }
-            (Device::Cpu, _) => read::<bf16>(&folder, &layout, weights.data.as_mut_slice())?,
+            (Device::Cpu, _) => read::<bf16>(&folder, &layout, weights.data_mut().as_mut_slice())?,
             _ => {
                 for tensor in &layout.tensors {
-                    let part = weights.data.view_mut().into_rows(tensor.range.clone());
+                    let part = weights.data_mut().view_mut().into_rows(tensor.range.clone());
                     folder.read_into(&tensor.name, &mut part.into_shape(&tensor.dims))?;
                 }
             }
@@ -104,7 +105,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// The same weights on a device: themselves where they are there already.
+    /// The same weights on a device, without adapters: themselves where they are there already.
     ///
     /// # Errors
     /// When the device has not the memory, or fails.
@@ -112,7 +113,81 @@ impl Weights {
         if self.data.device() == device {
             return Ok(self);
         }
-        Ok(Weights { data: self.data.to(device)?, layout: self.layout })
+        let data = Arc::new(self.data.to(device)?);
+        Ok(Weights { data, layout: self.layout, adapter: None })
+    }
+
+    /// The same memory once more, without adapters. It cannot be written from then on.
+    pub fn share(&self) -> Weights {
+        Weights { layout: self.layout.clone(), data: self.data.clone(), adapter: None }
+    }
+
+    /// These weights, frozen, with an adapter beside them.
+    pub fn with_adapter(self, adapter: Adapter) -> Weights {
+        Weights { adapter: Some(adapter), ..self }
+    }
+
+    /// What stands beside the weights and learns in their place.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// As [`Weights::adapter`], to write.
+    pub fn adapter_mut(&mut self) -> Option<&mut Adapter> {
+        self.adapter.as_mut()
+    }
+
+    /// Whether two models have the same memory for their weights, adapters aside.
+    pub fn shares_with(&self, other: &Weights) -> bool {
+        Arc::ptr_eq(&self.data, &other.data)
+    }
+
+    /// Other weights of the same numbers: weights that an adapter stands beside are shared, and the adapter is copied.
+    ///
+    /// # Errors
+    /// When the memory is not to be had.
+    pub fn duplicate(&self) -> Result<Weights> {
+        if let Some(adapter) = &self.adapter {
+            return Ok(self.share().with_adapter(adapter.duplicate()?));
+        }
+        let mut data = Tensor::zeros(self.data.device(), self.data.dtype(), self.data.dims())?;
+        prime_kernels::cast::forward(data.view_mut(), self.data.view())?;
+        Ok(Weights { layout: self.layout.clone(), data: Arc::new(data), adapter: None })
+    }
+
+    /// Takes over the numbers of a folder that was saved of this model: the adapter's where there is one, else the weights'.
+    ///
+    /// # Errors
+    /// As for [`Weights::load`] and [`Adapter::load`].
+    pub fn reload(&mut self, dir: &Path, config: &Config) -> Result<()> {
+        match &mut self.adapter {
+            Some(adapter) => adapter.reload(dir),
+            None => {
+                *self = Weights::load(dir, config, self.data.device(), self.data.dtype())?;
+                Ok(())
+            }
+        }
+    }
+
+    /// What learns: the adapters, or the weights where there are none.
+    pub fn trainable(&self) -> &Tensor {
+        self.adapter.as_ref().map_or(&self.data, Adapter::data)
+    }
+
+    /// As [`Weights::trainable`], to write.
+    pub(crate) fn trainable_mut(&mut self) -> &mut Tensor {
+        match &mut self.adapter {
+            Some(adapter) => adapter.data_mut(),
+            None => exclusive(&mut self.data),
+        }
+    }
+
+    /// The ranges of [`Weights::trainable`] that weight decay covers, and those that it spares.
+    pub(crate) fn decay_ranges(&self) -> [Vec<Range<usize>>; 2] {
+        match &self.adapter {
+            Some(adapter) => [vec![0..adapter.layout().elements], Vec::new()],
+            None => [self.layout.decayed().collect(), self.layout.undecayed().collect()],
+        }
     }
 
     /// Where each parameter lies.
@@ -126,8 +201,11 @@ impl Weights {
     }
 
     /// The buffer, to write.
+    ///
+    /// # Panics
+    /// When the weights are shared.
     pub fn data_mut(&mut self) -> &mut Tensor {
-        &mut self.data
+        exclusive(&mut self.data)
     }
 
     /// Float32 or bfloat16.
@@ -144,8 +222,12 @@ impl Weights {
     }
 
     fn slice_mut<E: Element>(&mut self, range: Range<usize>) -> &mut [E] {
-        &mut self.data.as_mut_slice::<E>()[range]
+        &mut self.data_mut().as_mut_slice::<E>()[range]
     }
+}
+
+fn exclusive(data: &mut Arc<Tensor>) -> &mut Tensor {
+    Arc::get_mut(data).expect("weights that models share are frozen")
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use prime_kernels::numerics::Numerics;
-use prime_model::{AdamWSettings, Decay, Schedule};
+use prime_model::{AdamWSettings, Decay, LoraSettings, Schedule};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -112,6 +112,7 @@ pub struct Config {
     pub task: TaskConfig,
     pub grader: GraderSettings,
     pub model: ModelConfig,
+    pub lora: LoraConfig,
     pub sft: SftConfig,
     pub rollout: RolloutConfig,
     pub filter: FilterConfig,
@@ -153,6 +154,47 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     pub initializer_range: f32,
     pub dtype: String,
+}
+
+/// `[lora]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct LoraConfig {
+    pub rank: usize,
+    pub alpha: f64,
+    pub targets: Vec<String>,
+    pub prm_rank: usize,
+    pub sft: bool,
+}
+
+impl LoraConfig {
+    /// The policy's adapters; none where all weights are trained.
+    pub fn policy(&self) -> Option<LoraSettings> {
+        self.of_rank(self.rank)
+    }
+
+    /// The PRM's.
+    pub fn prm(&self) -> Option<LoraSettings> {
+        self.of_rank(if self.prm_rank == 0 { self.rank } else { self.prm_rank })
+    }
+
+    fn of_rank(&self, rank: usize) -> Option<LoraSettings> {
+        let Self { alpha, ref targets, .. } = *self;
+        (self.rank > 0).then(|| LoraSettings { rank, alpha, targets: targets.clone() })
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.rank > 0 || self.prm_rank == 0,
+            "lora.prm_rank is {}, but lora.rank is 0: without adapters of the policy the PRM has none",
+            self.prm_rank
+        );
+        for settings in [self.policy(), self.prm()].into_iter().flatten() {
+            settings.check().context("[lora]")?;
+        }
+        Ok(())
+    }
 }
 
 /// `[sft]`
@@ -455,6 +497,7 @@ impl Config {
             bail!("numerics: {message}");
         }
         self.grader.check()?;
+        self.lora.check()?;
         self.sft.optimizer.check("sft")?;
         self.prm.optimizer.check("prm")?;
         self.policy.optimizer.check("policy")?;

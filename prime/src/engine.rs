@@ -380,7 +380,7 @@ impl Learner {
     /// # Errors
     /// When the memory is not to be had.
     pub fn new(weights: Weights, config: &OptimizerConfig, total: u64) -> Result<Self> {
-        let gradients = Gradients::zeros(weights.layout().clone(), weights.data().device())?;
+        let gradients = Gradients::of(&weights)?;
         let optimizer = AdamW::new(&weights, config.settings())?;
         Ok(Learner { weights, gradients, optimizer, schedule: config.schedule(total) })
     }

@@ -82,15 +82,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// A copy of the weights.
+    /// A copy of the weights; of those with an adapter, a copy of the adapter.
     ///
     /// # Errors
     /// When the memory is not to be had.
     pub fn duplicate(&self) -> Result<Model> {
-        let mut weights =
-            Weights::zeros(&self.config, self.weights.data().device(), self.weights.dtype())?;
-        prime_kernels::cast::forward(weights.data_mut().view_mut(), self.weights.data().view())?;
-        Ok(Model { config: self.config.clone(), weights })
+        Ok(Model { config: self.config.clone(), weights: self.weights.duplicate()? })
     }
 }
 

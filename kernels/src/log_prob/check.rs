@@ -70,7 +70,7 @@ fn check_backward(
     let before = d_weight.to_f64();
     super::backward(
         d_hidden.view_mut(),
-        d_weight.view_mut(),
+        Some(d_weight.view_mut()),
         d_log_probs.head(tokens),
         with_entropy.then(|| d_entropy.head(tokens)),
         place.hidden.view(),

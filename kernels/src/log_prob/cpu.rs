@@ -70,7 +70,7 @@ pub(super) fn forward(
 
 pub(super) fn backward<E: Element>(
     mut d_hidden: ViewMut<'_>,
-    mut d_weight: ViewMut<'_>,
+    mut d_weight: Option<ViewMut<'_>>,
     loss: Loss<'_>,
     problem: Problem<'_>,
 ) -> Result<()> {
@@ -112,8 +112,11 @@ pub(super) fn backward<E: Element>(
             } else {
                 matmul::accumulate(of_tokens, gradient, weight, Layout::NN)?;
             }
-            let of_block = d_weight.reborrow().into_rows(block);
-            matmul::accumulate(of_block, gradient, problem.hidden.rows(rows.clone()), Layout::TN)?;
+            if let Some(d_weight) = &mut d_weight {
+                let (of_block, hidden) =
+                    (d_weight.reborrow().into_rows(block), problem.hidden.rows(rows.clone()));
+                matmul::accumulate(of_block, gradient, hidden, Layout::TN)?;
+            }
         }
         if kept {
             let out = d_hidden.reborrow().into_rows(rows.clone()).shared();

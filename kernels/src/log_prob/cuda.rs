@@ -267,7 +267,7 @@ pub(super) struct Vectors<'a> {
 
 pub(super) fn backward(
     mut d_hidden: ViewMut<'_>,
-    mut d_weight: ViewMut<'_>,
+    mut d_weight: Option<ViewMut<'_>>,
     of_tokens: Vectors<'_>,
     hidden: View<'_>,
     weight: View<'_>,
@@ -283,7 +283,9 @@ pub(super) fn backward(
         let d_logits = d_logits.view().columns(0..vocabulary);
         let d_hidden = d_hidden.reborrow().into_rows(rows);
         matmul::forward(d_hidden, d_logits, weight, Layout::NN, Epilogue::default())?;
-        matmul::accumulate(d_weight.reborrow(), d_logits, hidden, Layout::TN)?;
+        if let Some(d_weight) = &mut d_weight {
+            matmul::accumulate(d_weight.reborrow(), d_logits, hidden, Layout::TN)?;
+        }
     }
     Ok(())
 }

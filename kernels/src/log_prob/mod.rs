@@ -57,8 +57,8 @@ pub fn forward(
 }
 
 /// Gradients of the weighted sum of log-probs (weights `d_log_probs`, float32) and of entropies (weights `d_entropy`,
-/// float32, where given): `d_hidden` is overwritten (dtype of `hidden`), `d_weight` (float32) is added to, tokens in
-/// order. Logits are computed again, a wave of tokens at a time.
+/// float32, where given): `d_hidden` is overwritten (dtype of `hidden`), `d_weight` (float32; none where the projection is frozen) is
+/// added to, tokens in order. Logits are computed again, a wave of tokens at a time.
 ///
 /// With p = exp(logit - lse), the gradient by a logit is
 /// (d_log_prob (1 if target, else 0) - p (d_log_prob + d_entropy (log p + entropy))) / temperature, rounded to the dtype of
@@ -68,7 +68,7 @@ pub fn forward(
 /// As for [`forward`].
 pub fn backward(
     d_hidden: ViewMut<'_>,
-    d_weight: ViewMut<'_>,
+    d_weight: Option<ViewMut<'_>>,
     d_log_probs: View<'_>,
     d_entropy: Option<View<'_>>,
     hidden: View<'_>,
@@ -82,9 +82,11 @@ pub fn backward(
     let mut dims = NamedDims::new(OP);
     let inverse = check_factors(OP, &mut dims, hidden, weight, targets, temperature)?;
     dims.bind("d_hidden", d_hidden.dims(), ["tokens", "hidden"])?;
-    dims.bind("d_weight", d_weight.dims(), ["vocabulary", "hidden"])?;
     arguments::same_dtype(OP, "d_hidden", d_hidden.as_view(), hidden.dtype())?;
-    arguments::dtype::<f32>(OP, "d_weight", d_weight.as_view())?;
+    if let Some(d_weight) = &d_weight {
+        dims.bind("d_weight", d_weight.dims(), ["vocabulary", "hidden"])?;
+        arguments::dtype::<f32>(OP, "d_weight", d_weight.as_view())?;
+    }
     let vectors = [("d_log_probs", d_log_probs), ("lse", lse), ("entropy", entropy)];
     for (name, vector) in vectors.into_iter().chain(d_entropy.map(|view| ("d_entropy", view))) {
         dims.bind(name, vector.dims(), ["tokens"])?;

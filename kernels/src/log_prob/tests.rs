@@ -46,7 +46,7 @@ fn backward(case: &Case, range: std::ops::Range<usize>, d_weight: &mut Tensor) -
     let [ones, tenths] = [vec![1.0f32; tokens], vec![0.1f32; tokens]];
     super::backward(
         d_hidden.view_mut(),
-        d_weight.view_mut(),
+        Some(d_weight.view_mut()),
         View::from_slice(&ones, &[tokens]),
         Some(View::from_slice(&tenths, &[tokens])),
         hidden,

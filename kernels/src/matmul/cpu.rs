@@ -453,7 +453,9 @@ impl Job<'_> {
             let column = columns.start - part.panels.start * PANEL;
             (stage.sums.wrapping_add(row * stride + column), stride)
         };
-        let (start, start_stride) = match (stage.first, self.product.accumulate) {
+        // A rounded C joins the finished sum, as a residual does.
+        let joins = self.product.accumulate && self.rounded;
+        let (start, start_stride) = match (stage.first, self.product.accumulate && !joins) {
             (true, false) => (std::ptr::null_mut(), 0),
             (true, true) => (place.cast::<f32>(), self.stride),
             (false, _) => (unfinished, unfinished_stride),
@@ -474,6 +476,8 @@ impl Job<'_> {
             if let Some(view) = epilogue.residual {
                 (residual, residual_stride) =
                     (address(view, rows.start, columns.start), view.row_stride());
+            } else if joins {
+                (residual, residual_stride) = (place.cast_const(), self.stride);
             }
         }
         run(&Tile {
@@ -510,10 +514,15 @@ impl Job<'_> {
     /// The epilogue of part of a row.
     fn finish(&self, sums: &[f32], row: usize, columns: Range<usize>) {
         let epilogue = &self.product.epilogue;
+        let joins = self.product.accumulate && self.rounded;
         match (self.product.a.dtype(), self.rounded) {
-            (DType::BF16, true) => finish::<bf16, bf16>(self.out, sums, row, columns, epilogue),
-            (DType::BF16, false) => finish::<bf16, f32>(self.out, sums, row, columns, epilogue),
-            _ => finish::<f32, f32>(self.out, sums, row, columns, epilogue),
+            (DType::BF16, true) => {
+                finish::<bf16, bf16>(self.out, sums, row, columns, epilogue, joins)
+            }
+            (DType::BF16, false) => {
+                finish::<bf16, f32>(self.out, sums, row, columns, epilogue, joins)
+            }
+            _ => finish::<f32, f32>(self.out, sums, row, columns, epilogue, joins),
         }
     }
 }
@@ -530,6 +539,7 @@ multiversion! {
         row: usize,
         columns: Range<usize>,
         epilogue: &Epilogue<'_>,
+        joins: bool,
     ) {
         // SAFETY: the tile belongs to this task alone.
         let out = unsafe { out.part_mut::<C>(row, columns.clone()) };
@@ -553,7 +563,7 @@ multiversion! {
                 }
             }
             for (out, x) in out[start - columns.start..].iter_mut().zip(&line[..sums.len()]) {
-                *out = C::from_f32(*x);
+                *out = C::from_f32(if joins { *x + out.to_f32() } else { *x });
             }
         }
     }

@@ -185,7 +185,7 @@ pub fn forward_packed(
     dispatch(out, Product { k: b.k, a, transposed_a: false, right, epilogue, accumulate: false })
 }
 
-/// C += op(A) op(B), C in float32.
+/// C += op(A) op(B). A float32 C begins the chains on the host; a C in A's own bfloat16 joins the finished sum, which is rounded once.
 ///
 /// # Errors
 /// When shapes or dtypes disagree.
@@ -193,7 +193,6 @@ pub fn accumulate(out: ViewMut<'_>, a: View<'_>, b: View<'_>, layout: Layout) ->
     let operation = "matmul.accumulate";
     let epilogue = Epilogue::default();
     let k = check(operation, &out, a, b, layout, &epilogue)?;
-    same_dtype(operation, "out", out.as_view(), DType::F32)?;
     let transposed_a = layout == Layout::TN;
     let right = Right::Plain { b, transposed: layout == Layout::NT };
     dispatch(out, Product { k, a, transposed_a, right, epilogue, accumulate: true })

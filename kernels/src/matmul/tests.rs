@@ -235,14 +235,9 @@ fn disagreeing_operands_are_refused_with_a_sentence() {
         refusal(forward(out.view_mut(), a.view(), b.view(), Layout::NT, bias)),
         "matmul.forward: `bias` is [4], but its dimension `n` is 5 in `b`"
     );
-    let low = matrix(DType::BF16, [5, 4]);
+    let mut low = matrix(DType::BF16, [5, 5]);
     assert_eq!(
-        refusal(accumulate(
-            matrix(DType::BF16, [5, 5]).view_mut(),
-            low.view(),
-            low.view(),
-            Layout::NT
-        )),
+        refusal(accumulate(low.view_mut(), b.view(), b.view(), Layout::NT)),
         "matmul.accumulate: `out` is bfloat16, expected float32"
     );
     let mut gate_up = matrix(DType::F32, [3, 10]);

@@ -143,8 +143,14 @@ impl Generator {
         let layers = layout.layers.iter().map(|layer| LayerLinears::new(weights, layer, sizes));
         let layers = layers.collect::<Result<_>>()?;
         let head = Linear::new(weights, &layout.lm_head, [config.vocab_size, sizes.hidden])?;
-        let mut own = Weights::zeros(config, device, dtype)?;
-        own.copy_model(weights)?;
+        // Frozen weights are shared with whoever has them; of their adapters this is a copy.
+        let own = if weights.adapter().is_some() {
+            weights.duplicate()?
+        } else {
+            let mut own = Weights::zeros(config, device, dtype)?;
+            own.copy_model(weights)?;
+            own
+        };
         let cache = || Tensor::zeros(device, dtype, &[limits.slots * limits.positions, sizes.kv()]);
         let keys = (0..config.num_layers).map(|_| cache()).collect::<prime_runtime::Result<_>>()?;
         let values =
@@ -160,7 +166,7 @@ impl Generator {
             sin,
             keys,
             values,
-            buffers: Buffers::new(config, device, dtype, limits)?,
+            buffers: Buffers::new(config, weights, limits)?,
             step: Step::default(),
             upload: StepUpload::new(device, limits)?,
             drawn: Drawn::new(device, limits),
@@ -181,18 +187,35 @@ impl Generator {
         cache + weights + plan_buffers(config, dtype, limits).0.bytes()
     }
 
-    /// Takes over new weights of the same model, from the same device.
+    /// Takes over new weights of the same model, from the same device: of weights that are shared, the adapter.
     ///
     /// # Errors
-    /// When they have another dtype or size.
+    /// When they have another dtype or size, or an adapter of another kind.
     pub fn load_weights(&mut self, weights: &Weights) -> Result<()> {
+        // What the caches hold was computed with the old weights.
+        self.resident.fill(None);
+        if self.weights.shares_with(weights) {
+            let (Some(own), Some(new)) = (self.weights.adapter_mut(), weights.adapter()) else {
+                return Ok(());
+            };
+            if own.layout() != new.layout() {
+                return Err(Error::Value(
+                    "the generator was made for an adapter of another rank or other targets".to_string(),
+                ));
+            }
+            return Ok(prime_kernels::cast::forward(own.data_mut().view_mut(), new.data().view())?);
+        }
+        if self.weights.adapter().is_some() || weights.adapter().is_some() {
+            return Err(Error::Value(
+                "a generator with an adapter takes over adapters of the weights that it was made with"
+                    .to_string(),
+            ));
+        }
         self.weights.copy_model(weights)?;
         for layer in &mut self.layers {
             layer.load(weights)?;
         }
         self.head.load(weights)?;
-        // What the caches hold was computed with the old weights.
-        self.resident.fill(None);
         Ok(())
     }
 

@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use prime_kernels::matmul::Epilogue;
-use prime_kernels::{attention, rms_norm, rope, sample, scatter};
+use prime_kernels::{attention, rms_norm, rope, sample, scatter, swiglu};
 use prime_runtime::{DType, Device, Plan, Slot, Tensor, View};
 
 use super::GenerationLimits;
 use super::linear::LayerLinears;
 use crate::decoder::{Sizes, attention_scale, bias, norm_heads};
+use crate::lora::{self, LowRankBuffers, Place};
 use crate::transfer::Upload;
 use crate::{Config, Result, Weights};
 
@@ -29,6 +30,7 @@ pub(super) struct Buffers {
     pub(super) tokens: Tensor,
     pub(super) log_probs: Tensor,
     pub(super) entropy: Tensor,
+    pub(super) low_rank: Option<LowRankBuffers>,
 }
 
 /// Lists that describe one step's ragged batch.
@@ -154,6 +156,8 @@ pub(super) fn layer_forward(
         weights,
         epilogue,
     )?;
+    let (out, x) = (buffers.qkv.head_mut(tokens), buffers.normed.head(tokens));
+    lora::forward(weights, index, Place::Qkv, out, x, buffers.low_rank.as_mut())?;
     let (q_end, k_end) = (sizes.q(), sizes.q() + sizes.kv());
     let rotated = match &mut buffers.qk {
         None => buffers.qkv.head_mut(tokens).split_at_column(k_end).0,
@@ -209,20 +213,31 @@ pub(super) fn layer_forward(
         weights,
         epilogue,
     )?;
+    let (out, x) = (buffers.middle.head_mut(tokens), buffers.attended.head(tokens));
+    lora::forward(weights, index, Place::Output, out, x, buffers.low_rank.as_mut())?;
     normed(&mut buffers.normed, &mut buffers.rstd, &buffers.middle, &layer.post_norm)?;
-    linears.gate_up.forward_swiglu(
-        buffers.activated.head_mut(tokens),
-        buffers.gate_up.head_mut(tokens),
-        buffers.normed.head(tokens),
-        weights,
-    )?;
+    if lora::is_at(weights, index, Place::GateUp) {
+        let (mut out, x) = (buffers.gate_up.head_mut(tokens), buffers.normed.head(tokens));
+        linears.gate_up.forward(out.reborrow(), x, weights, Epilogue::default())?;
+        lora::forward(weights, index, Place::GateUp, out, x, buffers.low_rank.as_mut())?;
+        swiglu::forward(buffers.activated.head_mut(tokens), buffers.gate_up.head(tokens))?;
+    } else {
+        linears.gate_up.forward_swiglu(
+            buffers.activated.head_mut(tokens),
+            buffers.gate_up.head_mut(tokens),
+            buffers.normed.head(tokens),
+            weights,
+        )?;
+    }
     let epilogue = Epilogue { residual: Some(buffers.middle.head(tokens)), ..Epilogue::default() };
     linears.down.forward(
         buffers.stream.head_mut(tokens),
         buffers.activated.head(tokens),
         weights,
         epilogue,
-    )
+    )?;
+    let (out, x) = (buffers.stream.head_mut(tokens), buffers.activated.head(tokens));
+    lora::forward(weights, index, Place::Down, out, x, buffers.low_rank.as_mut())
 }
 
 /// Copies rows of a cache to others of it; the two ranges do not overlap.
@@ -274,10 +289,10 @@ pub(super) fn plan_buffers(
 impl Buffers {
     pub(super) fn new(
         config: &Config,
-        device: Device,
-        dtype: DType,
+        weights: &Weights,
         limits: GenerationLimits,
     ) -> Result<Self> {
+        let (device, dtype) = (weights.data().device(), weights.dtype());
         let (plan, slots) = plan_buffers(config, dtype, limits);
         let mut memory = plan.allocate(device)?;
         let mut slots = slots.into_iter();
@@ -298,6 +313,7 @@ impl Buffers {
             log_probs: take(),
             entropy: take(),
             qk: config.qk_norm.then(take),
+            low_rank: LowRankBuffers::new(weights, limits.step_tokens, false)?,
         })
     }
 }
