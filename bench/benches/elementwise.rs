@@ -168,15 +168,19 @@ fn optimiser(criterion: &mut Criterion) {
         weight_decay: 0.1,
         step: 10,
         gradient_scale: 0.5,
+        seed: 1,
+        first: 0,
     };
     // Weights and both moments are read and written, the gradient is read.
     measure(criterion, "adamw.update", DType::F32, &dims, 28 * PARAMETERS, || {
         let (master, m, v) = (master.view_mut(), m.view_mut(), v.view_mut());
-        adamw::update(master, None, m, v, gradient.view(), settings)
+        let weights = adamw::Parameters::Masters(master, None);
+        adamw::update(weights, adamw::Moments::Float32 { m, v }, gradient.view(), settings)
     });
     measure(criterion, "adamw.update", DType::BF16, &dims, 30 * PARAMETERS, || {
         let (master, m, v) = (master.view_mut(), m.view_mut(), v.view_mut());
-        adamw::update(master, Some(compute.view_mut()), m, v, gradient.view(), settings)
+        let weights = adamw::Parameters::Masters(master, Some(compute.view_mut()));
+        adamw::update(weights, adamw::Moments::Float32 { m, v }, gradient.view(), settings)
     });
     measure(criterion, "adamw.norm", DType::F32, &dims, 4 * PARAMETERS, || {
         adamw::norm(gradient.view()).map(|norm| assert!(std::hint::black_box(norm).is_finite()))

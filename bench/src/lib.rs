@@ -117,6 +117,7 @@ impl TrainStep {
             epsilon: 1e-8,
             weight_decay: 0.01,
             max_gradient_norm: 0.0,
+            state: Default::default(),
         };
         Ok(TrainStep {
             decoder: Decoder::new(config, Device::Cpu, *length)?,

@@ -32,7 +32,7 @@ pub use generate::{Completion, Finish, GenerationLimits, Generator, Request, Sam
 pub use gradients::Gradients;
 pub use layout::{LayerLayout, Layout, NamedTensor};
 pub use lora::{Adapter, AdapterLayout, LoraSettings};
-pub use optimizer::{AdamW, AdamWSettings, Decay, Schedule};
+pub use optimizer::{AdamW, AdamWSettings, Decay, Schedule, StateSettings};
 pub use pack::Pack;
 pub use rope::rope_tables;
 pub use tokenizer::{TextStream, Tokenizer};

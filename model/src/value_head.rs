@@ -226,7 +226,7 @@ fn head_backward(
     )?;
     let head = weights.layout().value_head.as_ref().expect("a head has a place");
     let (d_weight, d_bias) = gradients.weight_and_bias(&head.weight, [1, hidden], Some(&head.bias));
-    matmul::backward(None, Some(d_weight), d_bias, d_values, normed, weight, Product::NT)?;
+    matmul::backward(None, d_weight, d_bias, d_values, normed, weight, Product::NT)?;
     Ok(())
 }
 

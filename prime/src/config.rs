@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use prime_kernels::numerics::Numerics;
-use prime_model::{AdamWSettings, Decay, LoraSettings, Schedule};
+use prime_model::{AdamWSettings, Decay, LoraSettings, Schedule, StateSettings};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -85,6 +85,26 @@ choices! {
         Policy,
         /// A model that never changes.
         Frozen,
+    }
+}
+
+choices! {
+    /// What an optimiser's moments are held in.
+    StateName {
+        /// Four bytes each.
+        Float32,
+        /// One byte each, with a scale a block.
+        Int8,
+    }
+}
+
+choices! {
+    /// What stands beside bfloat16 weights.
+    MastersName {
+        /// A float32 copy, from which they are rounded.
+        Float32,
+        /// Nothing: they are rounded at random.
+        None,
     }
 }
 
@@ -221,17 +241,26 @@ pub struct OptimizerConfig {
     pub beta2: f64,
     pub epsilon: f64,
     pub max_gradient_norm: f64,
+    pub optimizer_state: StateName,
+    pub master_weights: MastersName,
+    pub optimizer_offload: bool,
 }
 
 impl OptimizerConfig {
-    /// What the optimiser keeps over a run.
-    pub fn settings(&self) -> AdamWSettings {
+    /// What the optimiser keeps over a run; `seed` fixes how it rounds.
+    pub fn settings(&self, seed: u64) -> AdamWSettings {
         AdamWSettings {
             beta1: self.beta1,
             beta2: self.beta2,
             epsilon: self.epsilon,
             weight_decay: self.weight_decay,
             max_gradient_norm: self.max_gradient_norm,
+            state: StateSettings {
+                int8: self.optimizer_state == StateName::Int8,
+                masters: self.master_weights == MastersName::Float32,
+                offload: self.optimizer_offload,
+                seed,
+            },
         }
     }
 
@@ -251,8 +280,17 @@ impl OptimizerConfig {
         }
     }
 
-    fn check(&self, section: &str) -> Result<()> {
+    fn check(&self, section: &str, dtype: &str, device: &str) -> Result<()> {
         let name = |key: &str| format!("{section}.{key}");
+        ensure!(
+            self.master_weights == MastersName::Float32
+                || prime_runtime::DType::parse(dtype) == Some(prime_runtime::DType::BF16),
+            "{section}.master_weights is \"none\", which is for model.dtype = \"bfloat16\": {dtype} weights are their own masters"
+        );
+        ensure!(
+            !self.optimizer_offload || device != "cpu",
+            "{section}.optimizer_offload moves state from a device's memory to the host's, where it is already on the cpu"
+        );
         within(&name("learning_rate"), self.learning_rate, 0.0, 1.0)?;
         within(&name("final_fraction"), self.final_fraction, 0.0, 1.0)?;
         within(&name("weight_decay"), self.weight_decay, 0.0, 10.0)?;
@@ -498,9 +536,16 @@ impl Config {
         }
         self.grader.check()?;
         self.lora.check()?;
-        self.sft.optimizer.check("sft")?;
-        self.prm.optimizer.check("prm")?;
-        self.policy.optimizer.check("policy")?;
+        let (dtype, device) = (&self.model.dtype, &self.device);
+        self.sft.optimizer.check("sft", dtype, device)?;
+        self.prm.optimizer.check("prm", dtype, device)?;
+        self.policy.optimizer.check("policy", dtype, device)?;
+        self.critic.optimizer.check("critic", dtype, device)?;
+        ensure!(
+            self.lora.rank == 0 || self.advantage.estimator != Estimator::Gae,
+            "lora.rank is {}, but advantage.estimator is \"gae\", whose critic trains all weights: take another estimator, or lora.rank=0",
+            self.lora.rank
+        );
         // Generous, and small enough that no size computed from them overflows.
         const MANY: usize = 1 << 24;
         let counts = [

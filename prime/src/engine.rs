@@ -375,13 +375,18 @@ pub struct Update {
 }
 
 impl Learner {
-    /// A learner of fresh optimiser state for a run of `total` updates.
+    /// A learner of fresh optimiser state for a run of `total` updates; `seed` fixes how what is held in few bits is rounded.
     ///
     /// # Errors
     /// When the memory is not to be had.
-    pub fn new(weights: Weights, config: &OptimizerConfig, total: u64) -> Result<Self> {
+    pub fn new(
+        weights: Weights,
+        config: &OptimizerConfig,
+        total: u64,
+        seed: u64,
+    ) -> Result<Self> {
         let gradients = Gradients::of(&weights)?;
-        let optimizer = AdamW::new(&weights, config.settings())?;
+        let optimizer = AdamW::new(&weights, config.settings(seed))?;
         Ok(Learner { weights, gradients, optimizer, schedule: config.schedule(total) })
     }
 

@@ -3,6 +3,7 @@
 //! [`trainer`] is the life of a step, each arrow of it a function of [`step`]; [`run`] is a whole run, from SFT to the
 //! final table.
 
+pub mod adapters;
 pub mod best_of;
 pub mod cli;
 pub mod config;

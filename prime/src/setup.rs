@@ -8,6 +8,7 @@ use prime_model::{
     Architecture, ChatTemplate, Config as ModelConfig, RopeScaling, Tokenizer, Weights,
 };
 
+use crate::adapters;
 use crate::config::{Config, TaskName};
 use crate::graders::nearest;
 use crate::prompts::Prompts;
@@ -67,16 +68,13 @@ pub fn prompts_of(
     Ok(prompts.stopping_at(&config.rollout.stop))
 }
 
-/// A model of a Hugging Face folder, on the configuration's device and in its dtype, checked against the tokenizer.
+/// A model of a Hugging Face folder, or of an adapter's, on the configuration's device and in its dtype, checked against the tokenizer.
 ///
 /// # Errors
 /// When the folder is not a model that this program knows, or its vocabulary does not hold the tokenizer's.
 pub fn load_model(config: &Config, folder: &Path, tokenizer: &Tokenizer) -> Result<Model> {
     ensure!(folder.is_dir(), "there is no model folder {}", folder.display());
-    let model = ModelConfig::load(folder)?;
-    tokenizer.check(&model).with_context(|| format!("{}", folder.display()))?;
-    let weights = Weights::load(folder, &model, config.device(), config.dtype())?;
-    Ok(Model { config: model, weights })
+    adapters::load(folder, None, tokenizer, config.device(), config.dtype())
 }
 
 /// Checks a model folder without its weights: that it is a model that this program knows, with this tokenizer.
@@ -86,7 +84,7 @@ pub fn load_model(config: &Config, folder: &Path, tokenizer: &Tokenizer) -> Resu
 pub fn check_model(folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
     ensure!(folder.is_dir(), "there is no model folder {}", folder.display());
     tokenizer.check_same(&Tokenizer::load(folder)?)?;
-    Ok(tokenizer.check(&ModelConfig::load(folder)?)?)
+    Ok(tokenizer.check(&ModelConfig::load(&adapters::model_folder(folder)?)?)?)
 }
 
 /// The model that a run starts from: that of `model.path`, or a new one.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use prime_kernels::fill;
-use prime_model::{Mode, Weights, on_host};
+use prime_model::{Mode, on_host};
 use prime_runtime::process::peak_memory_bytes;
 
 use crate::config::Config;
@@ -45,7 +45,7 @@ impl Sft {
             if config.train.checkpoint_activations { Mode::TrainCheckpointed } else { Mode::Train };
         let (device, dtype) = (config.device(), config.dtype());
         let engine = Engine::new(&model.config, device, dtype, config.micro_batch_tokens(), mode)?;
-        let learner = Learner::new(model.weights, &config.sft.optimizer, config.sft.steps)?;
+        let learner = Learner::new(model.weights, &config.sft.optimizer, config.sft.steps, config.seed)?;
         let (config, state) = (config.clone(), State::default());
         Ok(Sft { config, prompts, model_config: model.config, engine, learner, state })
     }
@@ -167,12 +167,7 @@ impl Sft {
     /// When the checkpoint is not one of this configuration.
     pub fn restore(&mut self, folder: &Path) -> Result<()> {
         self.state = load_state(folder)?;
-        self.learner.weights = Weights::load(
-            &folder.join("policy"),
-            &self.model_config,
-            self.config.device(),
-            self.config.dtype(),
-        )?;
+        self.learner.weights.reload(&folder.join("policy"), &self.model_config)?;
         self.learner
             .optimizer_mut()
             .restore(&folder.join("trainer").join("policy.safetensors"), self.state.step)?;

@@ -168,7 +168,12 @@ impl Trainer {
                 let engine = engine_for(&prm.config, mode)?;
                 Some(Prm {
                     engine,
-                    learner: Learner::new(prm.weights, &config.prm.optimizer, updates)?,
+                    learner: Learner::new(
+                        prm.weights,
+                        &config.prm.optimizer,
+                        updates,
+                        config.seed.wrapping_add(1 << 40),
+                    )?,
                     reference,
                 })
             }
@@ -176,7 +181,7 @@ impl Trainer {
         let critic = Critic::new(config, &prompts, &mut policy, mode)?;
         let generator = Generator::new(&model_config, &policy.weights, config.generation_limits())?;
         let updates = batches * (config.policy.minibatches * config.policy.epochs) as u64;
-        let policy = Learner::new(policy.weights, &config.policy.optimizer, updates)?;
+        let policy = Learner::new(policy.weights, &config.policy.optimizer, updates, config.seed)?;
         let stop = prompts.stop(&model_config);
         let state = State::default();
         Ok(Trainer {
@@ -690,9 +695,7 @@ impl Trainer {
     /// When the checkpoint is not one of this configuration.
     pub fn restore(&mut self, folder: &Path) -> Result<()> {
         self.state = load_state(folder)?;
-        let (device, dtype) = (self.config.device(), self.config.dtype());
-        self.policy.weights =
-            Weights::load(&folder.join("policy"), &self.model_config, device, dtype)?;
+        self.policy.weights.reload(&folder.join("policy"), &self.model_config)?;
         if let Some(critic) = &mut self.critic {
             let policy = (&self.model_config, &mut self.policy.weights);
             critic.restore(folder, policy, self.state.critic_updates)?;
@@ -701,7 +704,7 @@ impl Trainer {
         self.policy.optimizer_mut().restore(&moments, self.state.policy_updates)?;
         if let Some(prm) = &mut self.prm {
             let config = prm.engine.as_ref().map_or(&self.model_config, Engine::config);
-            prm.learner.weights = Weights::load(&folder.join("prm"), config, device, dtype)?;
+            prm.learner.weights.reload(&folder.join("prm"), config)?;
             let moments = folder.join("trainer").join("prm.safetensors");
             prm.learner.optimizer_mut().restore(&moments, self.state.prm_updates)?;
         }

@@ -24,6 +24,8 @@ pub enum Stream {
     Test = 6,
     /// Tokens that a loss treats apart. Sequence: the update.
     Selection = 7,
+    /// Rounding at random. Sequence: twice the update's number, and one more for weights. Position: the parameter's place, by fours.
+    Rounding = 8,
 }
 
 /// Ten rounds of Philox4x32: four random words of a counter and a key.

@@ -106,6 +106,7 @@ fn training_steps(architecture: Architecture, dtype: DType, mode: Mode) {
         epsilon: 1e-8,
         weight_decay: 0.01,
         max_gradient_norm: 1.0,
+        state: Default::default(),
     };
     let mut optimizer = AdamW::new(&weights, settings).unwrap();
     let mut pack = Pack::with_capacity(TOKENS, TOKENS);

@@ -2,8 +2,9 @@
 
 use prime_runtime::{DType, Device, Tensor};
 
-use super::{Settings, reference};
-use crate::testing::{any_dtype, case, compare, roundoff};
+use super::code::{self, SMALLEST_FIRST, SMALLEST_SECOND};
+use super::{BLOCK, Moments, Parameters, Settings, reference};
+use crate::testing::{Case, any_dtype, case, compare, roundoff};
 
 /// See [`crate::testing::Check`].
 ///
@@ -25,6 +26,8 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
         weight_decay: f64::from(random.below(2)) * 0.1,
         step: 1 + u64::from(random.below(2000)),
         gradient_scale: f64::from(random.uniform()),
+        seed: u64::from(random.next_u32()),
+        first: 4 * u64::from(random.below(1000)),
     };
     let mut draw = |scale| random.tensor(DType::F32, &[whole], scale);
     let (mut master, mut m, gradient) = (draw(1.0), draw(0.1), draw(1.0));
@@ -38,44 +41,22 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
 
     let [mut w_exact, mut m_exact, mut v_exact] = [&master, &m, &v].map(range);
     let gradients = range(&gradient);
-    let u = roundoff(DType::F32);
     let mut bounds = [(); 3].map(|()| Vec::with_capacity(count));
     for i in 0..count {
-        let (w_before, m_before) = (w_exact[i], m_exact[i]);
-        reference::update(
-            &mut w_exact[i],
-            &mut m_exact[i],
-            &mut v_exact[i],
-            gradients[i],
-            settings,
-        );
-        // g is off by 2 roundoffs (its factor and the product), g - m by those and 1, its product with a rounded factor by
-        // 1 more, and the fused sum rounds its result.
-        let g = (gradients[i] * settings.gradient_scale).abs();
-        let part = 1.0 - settings.beta1;
-        let m_bound = u * (part * (2.0 * g + 2.0 * (g + m_before.abs())) + m_exact[i].abs());
-        // All terms are positive: g^2 is off by 4 roundoffs, its two products and factor by 3, the sum by 1.
-        let v_bound = 8.0 * u * v_exact[i];
-        // The root halves 8 roundoffs and adds 1, then a factor and a division: 7; epsilon's rounding is no more, the sum
-        // adds 1. The rate, its product and the division add 3.
-        let root = (1.0 - settings.beta2.powf(settings.step as f64)).sqrt();
-        let denominator = v_exact[i].sqrt() / root + settings.epsilon;
-        let rate = settings.learning_rate / (1.0 - settings.beta1.powf(settings.step as f64));
-        let change = (rate * m_exact[i] / denominator).abs();
-        let w_bound = rate / denominator * m_bound
-            + 11.0 * u * change
-            + 2.0 * u * w_before.abs()
-            + u * w_exact[i].abs();
-        bounds[0].push(1.01 * w_bound);
-        bounds[1].push(1.01 * m_bound);
-        bounds[2].push(1.01 * v_bound);
+        let state = [&mut w_exact[i], &mut m_exact[i], &mut v_exact[i]];
+        let found = exactly(state, gradients[i], settings);
+        bounds.iter_mut().zip(found).for_each(|(bounds, bound)| bounds.push(bound));
     }
 
     super::update(
-        master.view_mut().into_rows(first..whole),
-        with_compute.then(|| compute.view_mut().into_rows(first..whole)),
-        m.view_mut().into_rows(first..whole),
-        v.view_mut().into_rows(first..whole),
+        Parameters::Masters(
+            master.view_mut().into_rows(first..whole),
+            with_compute.then(|| compute.view_mut().into_rows(first..whole)),
+        ),
+        Moments::Float32 {
+            m: m.view_mut().into_rows(first..whole),
+            v: v.view_mut().into_rows(first..whole),
+        },
         gradient.view().rows(first..whole),
         settings,
     )
@@ -93,5 +74,149 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
         super::norm(gradient.view().rows(first..whole)).map_err(|error| error.to_string())?;
     let exact = reference::norm(&gradients);
     // Squares are exact or rounded once, and positive: a relative roundoff for each addition, on either side.
-    compare("norm", &[norm], &[exact], |_| (count as f64 + 4.0) * f64::EPSILON * exact)
+    compare("norm", &[norm], &[exact], |_| (count as f64 + 4.0) * f64::EPSILON * exact)?;
+    check_small(&mut random, settings)
+}
+
+/// Updates one parameter exactly, and gives the bounds of the errors of float32 arithmetic in weight and moments.
+fn exactly(state: [&mut f64; 3], gradient: f64, settings: Settings) -> [f64; 3] {
+    let [w, m, v] = state;
+    let u = roundoff(DType::F32);
+    let (w_before, m_before) = (*w, *m);
+    reference::update(w, m, v, gradient, settings);
+    // g is off by 2 roundoffs (its factor and the product), g - m by those and 1, its product with a rounded factor by
+    // 1 more, and the fused sum rounds its result.
+    let g = (gradient * settings.gradient_scale).abs();
+    let part = 1.0 - settings.beta1;
+    let m_bound = u * (part * (2.0 * g + 2.0 * (g + m_before.abs())) + m.abs());
+    // All terms are positive: g^2 is off by 4 roundoffs, its two products and factor by 3, the sum by 1.
+    let v_bound = 8.0 * u * *v;
+    // The root halves 8 roundoffs and adds 1, then a factor and a division: 7; epsilon's rounding is no more, the sum
+    // adds 1. The rate, its product and the division add 3.
+    let root = (1.0 - settings.beta2.powf(settings.step as f64)).sqrt();
+    let denominator = v.sqrt() / root + settings.epsilon;
+    let rate = settings.learning_rate / (1.0 - settings.beta1.powf(settings.step as f64));
+    let change = (rate * *m / denominator).abs();
+    let w_bound = rate / denominator * m_bound
+        + 11.0 * u * change
+        + 2.0 * u * w_before.abs()
+        + u * w.abs();
+    [w_bound, m_bound, v_bound].map(|bound| 1.01 * bound)
+}
+
+/// Moments of eight bits, weights without masters, or both.
+fn check_small(random: &mut Case, settings: Settings) -> Result<(), String> {
+    let count = random.below(2000) as usize;
+    let dtype = any_dtype(random);
+    let with_masters = random.below(2) == 0;
+    let eight = with_masters || random.below(2) == 0;
+    let host = |random: &mut Case, scale: f32| -> Vec<f32> {
+        (0..count).map(|_| random.normal() * scale).collect()
+    };
+    let gradients = host(random, 1.0);
+    let gradient = random.of(&gradients, DType::F32, &[count]);
+    let weights = host(random, 1.0);
+    let mut master = random.of(&weights, DType::F32, &[count]);
+    let mut compute = if with_masters {
+        random.blank(dtype, &[count])
+    } else {
+        random.of(&weights, DType::BF16, &[count])
+    };
+    let words = |random: &mut Case| -> Vec<u32> {
+        (0..count.div_ceil(4)).map(|_| random.next_u32()).collect()
+    };
+    let scales = |random: &mut Case| -> Vec<f32> {
+        (0..count.div_ceil(BLOCK)).map(|_| random.uniform() * 0.1).collect()
+    };
+    let (m_words, v_words, m_of, v_of) =
+        (words(random), words(random), scales(random), scales(random));
+    let decoded = |words: &[u32], scales: &[f32], decode: fn(u32, f32) -> f32| -> Vec<f64> {
+        let code = |i: usize| words[i / 4] >> (8 * (i % 4)) & 255;
+        (0..count).map(|i| f64::from(decode(code(i), scales[i / BLOCK]))).collect()
+    };
+    let (mut m_exact, mut v_exact) = if eight {
+        let second = decoded(&v_words, &v_of, code::decode_second);
+        (decoded(&m_words, &m_of, code::decode_first), second)
+    } else {
+        let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
+        (wide(host(random, 0.1)), wide(host(random, 0.1)).iter().map(|v| v * v).collect())
+    };
+    let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+    let mut m = random.of(&narrow(&m_exact), DType::F32, &[count]);
+    v_exact.iter_mut().for_each(|v| *v = f64::from(*v as f32));
+    let mut v = random.of(&narrow(&v_exact), DType::F32, &[count]);
+    let (mut m_codes, mut v_codes) = (random.indices(&m_words), random.indices(&v_words));
+    let blocks = [count.div_ceil(BLOCK)];
+    let mut m_scales = random.of(&m_of, DType::F32, &blocks);
+    let mut v_scales = random.of(&v_of, DType::F32, &blocks);
+    let f64s = |tensor: &Tensor| -> Result<Vec<f64>, String> {
+        let values = tensor.view().to_f32_vec();
+        Ok(values.into_iter().map(f64::from).collect())
+    };
+    let mut w_exact = f64s(if with_masters { &master } else { &compute })?;
+    let mut bounds = [(); 3].map(|()| Vec::with_capacity(count));
+    for i in 0..count {
+        let state = [&mut w_exact[i], &mut m_exact[i], &mut v_exact[i]];
+        let found = exactly(state, f64::from(gradients[i]), settings);
+        bounds.iter_mut().zip(found).for_each(|(bounds, bound)| bounds.push(bound));
+    }
+
+    let parameters = if with_masters {
+        Parameters::Masters(master.view_mut(), Some(compute.view_mut()))
+    } else {
+        Parameters::Rounded(compute.view_mut())
+    };
+    let moments = if eight {
+        Moments::Int8 {
+            m: m_codes.view_mut(),
+            m_scales: m_scales.view_mut(),
+            v: v_codes.view_mut(),
+            v_scales: v_scales.view_mut(),
+        }
+    } else {
+        Moments::Float32 { m: m.view_mut(), v: v.view_mut() }
+    };
+    super::update(parameters, moments, gradient.view(), settings).map_err(|e| e.to_string())?;
+    if with_masters {
+        compare("master beside codes", &f64s(&master)?, &w_exact, |i| bounds[0][i])?;
+        let rounded = f64s(&master)?;
+        let rounded: Vec<f64> =
+            rounded.iter().map(|&w| crate::cast::reference::forward(w, dtype)).collect();
+        compare("compute beside codes", &f64s(&compute)?, &rounded, |_| 0.0)?;
+    } else {
+        // Up or down: less than the distance of two neighbours, which is 2^-7 of the smaller at most.
+        compare("rounded weights", &f64s(&compute)?, &w_exact, |i| {
+            bounds[0][i] + 2f64.powi(-7) * (w_exact[i].abs() + bounds[0][i]) + 1e-38
+        })?;
+    }
+    if !eight {
+        compare("m beside rounded weights", &f64s(&m)?, &m_exact, |i| bounds[1][i])?;
+        return compare("v beside rounded weights", &f64s(&v)?, &v_exact, |i| bounds[2][i]);
+    }
+    let u = roundoff(DType::F32);
+    let words = |tensor: &Tensor| tensor.view().to_vec::<u32>().map_err(|e| e.to_string());
+    type Decode = fn(u32, f32) -> f32;
+    let kinds: [(&str, Vec<u32>, &Tensor, Decode, f32, &[f64], &[f64]); 2] = [
+        ("m", words(&m_codes)?, &m_scales, code::decode_first, SMALLEST_FIRST, &m_exact, &bounds[1]),
+        ("v", words(&v_codes)?, &v_scales, code::decode_second, SMALLEST_SECOND, &v_exact, &bounds[2]),
+    ];
+    for (what, words, scales, decode, smallest, exact, bounds) in kinds {
+        let scales = scales.view().to_f32_vec();
+        for (block, &scale) in scales.iter().enumerate() {
+            let of_block = block * BLOCK..((block + 1) * BLOCK).min(count);
+            let largest = exact[of_block.clone()].iter().fold(0f64, |most, x| most.max(x.abs()));
+            let error = bounds[of_block].iter().fold(0f64, |most, x| most.max(*x));
+            let wanted = largest / f64::from(code::LARGEST);
+            let allowed = error + 2.0 * u * wanted + 1e-38;
+            compare("scale", &[f64::from(scale)], &[wanted], |_| allowed)?;
+        }
+        let found = decoded(&words, &scales, decode);
+        // Less than the distance of two codes; the division by the scale, the product with it, and what aligns a small number round.
+        compare(what, &found, exact, |i| {
+            let smallest = f64::from(smallest) * f64::from(scales[i / BLOCK]);
+            let magnitude = exact[i].abs() + bounds[i];
+            bounds[i] + magnitude.max(smallest) * (1.0 / 8.0 + 8.0 * u) + 1e-38
+        })?;
+    }
+    Ok(())
 }

@@ -1,23 +1,27 @@
-//! AdamW with decoupled weight decay over one flat range of parameters, float32 master weights.
+//! AdamW with decoupled weight decay over one flat range of parameters.
 //!
 //! g = gradient * scale; m = m + (1 - b1) (g - m); v = b2 v + (1 - b2) g^2; w = w (1 - lr decay);
-//! w -= lr / (1 - b1^step) * m / (sqrt(v) / sqrt(1 - b2^step) + epsilon). All state is float32 `[parameters]`. Settings are
+//! w -= lr / (1 - b1^step) * m / (sqrt(v) / sqrt(1 - b2^step) + epsilon). State is float32 `[parameters]`, or smaller: moments of
+//! eight bits ([`Moments::Int8`]), and bfloat16 weights without masters, rounded at random ([`Parameters::Rounded`]). Random bits are
+//! Philox's of seed, step and the parameter's place: the same on every device, whatever the number of threads. Settings are
 //! float64, and 1 - b2 and the like are rounded once: 1 - 0.999 in float32 is wrong in its fifth digit.
 //!
 //! Source: Loshchilov and Hutter, arXiv 1711.05101; the order of operations of PyTorch's AdamW.
 
-use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
+use prime_runtime::{Device, NamedDims, Result, View, ViewMut, bf16};
 
 use crate::arguments;
 use crate::device::device_struct;
 
 pub mod check;
+mod code;
 pub(crate) mod cpu;
 mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
+pub use code::BLOCK;
 pub(crate) use cuda::CODE;
 
 /// One update's settings.
@@ -37,6 +41,41 @@ pub struct Settings {
     pub step: u64,
     /// Multiplies the gradient: clipping by global norm.
     pub gradient_scale: f64,
+    /// Fixes the random bits of rounding.
+    pub seed: u64,
+    /// The first parameter's place in the whole model, a multiple of 4: fixes them too.
+    pub first: u64,
+}
+
+/// The weights of a range.
+pub enum Parameters<'a> {
+    /// float32 weights, and where their rounding to a dtype to compute in is wanted.
+    Masters(ViewMut<'a>, Option<ViewMut<'a>>),
+    /// bfloat16 weights and nothing else: each update rounds them up or down at random, so that small changes are kept in the mean.
+    Rounded(ViewMut<'a>),
+}
+
+/// The moments of a range.
+pub enum Moments<'a> {
+    /// float32 `[parameters]`.
+    Float32 {
+        /// The first.
+        m: ViewMut<'a>,
+        /// The second.
+        v: ViewMut<'a>,
+    },
+    /// Codes of eight bits, four in a word (u32 `[parameters / 4]`, rounded up, the first in the lowest bits), and a float32 scale for each
+    /// [`BLOCK`] parameters of the range (`[parameters / BLOCK]`, rounded up). Zero everywhere is no moments.
+    Int8 {
+        /// Codes of the first.
+        m: ViewMut<'a>,
+        /// Their scales.
+        m_scales: ViewMut<'a>,
+        /// Codes of the second.
+        v: ViewMut<'a>,
+        /// Their scales.
+        v_scales: ViewMut<'a>,
+    },
 }
 
 device_struct! {
@@ -60,7 +99,7 @@ device_struct! {
 
 impl Factors {
     fn new(settings: Settings) -> Self {
-        let Settings { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale } =
+        let Settings { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, .. } =
             settings;
         Factors {
             scale: gradient_scale as f32,
@@ -75,45 +114,76 @@ impl Factors {
     }
 }
 
-/// Updates `master`, `m` and `v`, and writes the new weights to `compute` (float32 or bfloat16, rounded to nearest) where
-/// given.
+/// Updates weights and moments. Float32 weights that are wanted in another dtype beside are rounded to nearest there.
 ///
 /// # Errors
-/// When shapes or dtypes disagree, or the step is 0.
+/// When shapes or dtypes disagree, the step is 0, or the place of the first parameter is not a multiple of 4.
 pub fn update(
-    master: ViewMut<'_>,
-    compute: Option<ViewMut<'_>>,
-    m: ViewMut<'_>,
-    v: ViewMut<'_>,
+    parameters: Parameters<'_>,
+    moments: Moments<'_>,
     gradient: View<'_>,
     settings: Settings,
 ) -> Result<()> {
     const OPERATION: &str = "adamw.update";
     let mut dims = NamedDims::new(OPERATION);
-    dims.bind("master", master.dims(), ["parameters"])?;
-    dims.bind("m", m.dims(), ["parameters"])?;
-    dims.bind("v", v.dims(), ["parameters"])?;
+    match &parameters {
+        Parameters::Masters(master, compute) => {
+            dims.bind("master", master.dims(), ["parameters"])?;
+            arguments::dense::<f32>(OPERATION, "master", master.as_view())?;
+            if let Some(compute) = compute {
+                dims.bind("compute", compute.dims(), ["parameters"])?;
+                arguments::float(OPERATION, "compute", compute.as_view())?;
+                arguments::contiguous(OPERATION, "compute", compute.as_view())?;
+            }
+        }
+        Parameters::Rounded(weights) => {
+            dims.bind("weights", weights.dims(), ["parameters"])?;
+            arguments::dense::<bf16>(OPERATION, "weights", weights.as_view())?;
+        }
+    }
     dims.bind("gradient", gradient.dims(), ["parameters"])?;
-    if let Some(compute) = &compute {
-        dims.bind("compute", compute.dims(), ["parameters"])?;
-        arguments::float(OPERATION, "compute", compute.as_view())?;
-        arguments::contiguous(OPERATION, "compute", compute.as_view())?;
+    arguments::dense::<f32>(OPERATION, "gradient", gradient)?;
+    match &moments {
+        Moments::Float32 { m, v } => {
+            for (name, view) in [("m", m), ("v", v)] {
+                dims.bind(name, view.dims(), ["parameters"])?;
+                arguments::dense::<f32>(OPERATION, name, view.as_view())?;
+            }
+        }
+        Moments::Int8 { m, m_scales, v, v_scales } => {
+            let count = gradient.dim(0);
+            for (name, view, each) in [
+                ("m", m, 4),
+                ("v", v, 4),
+                ("m_scales", m_scales, BLOCK),
+                ("v_scales", v_scales, BLOCK),
+            ] {
+                if view.dims() != [count.div_ceil(each)] {
+                    let (found, wanted) = (view.dims(), count.div_ceil(each));
+                    return dims.fail(format!(
+                        "`{name}` is {found:?}, but {count} parameters take [{wanted}]"
+                    ));
+                }
+                match each {
+                    4 => arguments::dense::<u32>(OPERATION, name, view.as_view())?,
+                    _ => arguments::dense::<f32>(OPERATION, name, view.as_view())?,
+                }
+            }
+        }
     }
     if settings.step == 0 {
         return Err(arguments::value(OPERATION, "the first update is step 1, got step 0"));
     }
-    arguments::dense::<f32>(OPERATION, "master", master.as_view())?;
-    arguments::dense::<f32>(OPERATION, "m", m.as_view())?;
-    arguments::dense::<f32>(OPERATION, "v", v.as_view())?;
-    arguments::dense::<f32>(OPERATION, "gradient", gradient)?;
-    let factors = Factors::new(settings);
+    if !settings.first.is_multiple_of(4) {
+        let message = format!("the first parameter's place is {}, expected a multiple of 4", settings.first);
+        return Err(arguments::value(OPERATION, message));
+    }
     match gradient.device() {
         Device::Cpu => {
-            let [master, m, v] = [master, m, v].map(ViewMut::into_slice);
-            cpu::update(master, compute, m, v, gradient.as_slice(), factors);
+            cpu::update(parameters, moments, gradient.as_slice(), settings);
             Ok(())
         }
-        _ => cuda::update(master, compute, m, v, gradient, factors),
+        _ => cuda::update(parameters, moments, gradient, settings),
     }
 }
 

@@ -4,7 +4,7 @@ use super::Settings;
 
 /// Updates one weight and its moments.
 pub fn update(w: &mut f64, m: &mut f64, v: &mut f64, gradient: f64, settings: Settings) {
-    let Settings { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale } =
+    let Settings { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, .. } =
         settings;
     let g = gradient * gradient_scale;
     *m = beta1 * *m + (1.0 - beta1) * g;
@@ -34,6 +34,8 @@ mod tests {
             weight_decay: 0.5,
             step: 1,
             gradient_scale: 0.5,
+            seed: 0,
+            first: 0,
         };
         let (mut w, mut m, mut v) = (1.0, 0.0, 0.0);
         super::update(&mut w, &mut m, &mut v, 4.0, settings);

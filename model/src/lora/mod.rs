@@ -380,8 +380,7 @@ pub(crate) fn backward(
     let (tokens, columns) = (x.dim(0), low_rank.parts.len() * rank);
     // Computed again rather than kept for every layer: it is a small product.
     let product = product(adapter, low_rank, x, &mut buffers.product)?;
-    let mut d_product =
-        buffers.gradient.head_mut(tokens * columns).into_shape(&[tokens, columns]);
+    let mut d_product = buffers.gradient.head_mut(tokens * columns).into_shape(&[tokens, columns]);
     for (index, part) in low_rank.parts.iter().enumerate() {
         let dims = [part.columns.len(), rank];
         let own = index * rank..(index + 1) * rank;

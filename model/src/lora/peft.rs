@@ -19,9 +19,10 @@ const MODEL: &str = "adapter_model.safetensors";
 /// Writes the files of an adapter into a folder.
 pub(crate) fn write(dir: &Path, adapter: &Adapter) -> Result<()> {
     let layout = &adapter.layout;
-    let sources = layout.tensors.iter().map(|tensor| {
-        Source::view(tensor.name.clone(), adapter.view(&tensor.range, &tensor.dims))
-    });
+    let sources = layout
+        .tensors
+        .iter()
+        .map(|tensor| Source::view(tensor.name.clone(), adapter.view(&tensor.range, &tensor.dims)));
     write_safetensors(dir.join(MODEL), sources, &[("format", "pt")])?;
     let LoraSettings { rank, alpha, targets } = &layout.settings;
     let config = json!({
@@ -73,7 +74,7 @@ fn settings(dir: &Path) -> Result<LoraSettings> {
     read_settings(&read_text(&path)?).map_err(|message| Error::file(&path, message))
 }
 
-fn read_settings(text: &str) -> std::result::Result<LoraSettings, String> {
+pub(super) fn read_settings(text: &str) -> std::result::Result<LoraSettings, String> {
     let keys = Keys::parse(text)?;
     let peft_type = keys.text("peft_type")?.unwrap_or("LORA");
     if peft_type != "LORA" {
@@ -173,10 +174,9 @@ impl Adapter {
         let known: std::collections::HashSet<&str> =
             layout.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         match file.names().find(|name| !known.contains(name)) {
-            Some(name) => fail(format!(
-                "tensor `{}` has no place in this model's adapters",
-                short(name)
-            )),
+            Some(name) => {
+                fail(format!("tensor `{}` has no place in this model's adapters", short(name)))
+            }
             None => Ok(()),
         }
     }
@@ -209,7 +209,10 @@ pub fn merge(config: &Config, weights: &Weights) -> Result<Weights> {
             adapter.layout.tensors.iter().find(|tensor| tensor.name == name).expect("A beside B")
         };
         let a = find(format!("{stem}lora_A.weight"));
-        let name = format!("{}.weight", stem.trim_start_matches("base_model.model.").trim_end_matches('.'));
+        let name = format!(
+            "{}.weight",
+            stem.trim_start_matches("base_model.model.").trim_end_matches('.')
+        );
         let target = tensors.iter().find(|tensor| tensor.name == name).expect("a layer's matrix");
         let mut sum = wide(merged.view(&target.range, &target.dims))?;
         let mut b = wide(adapter.view(&b.range, &[target.dims[0], rank]))?;

@@ -44,6 +44,9 @@ pub(super) struct EvalArgs {
     /// Model folder (Hugging Face: config.json, safetensors, tokenizer.json), or a run's, whose newest policy is taken
     #[arg(long, value_name = "DIR", required_unless_present = "processbench")]
     model: Option<PathBuf>,
+    /// An adapter's folder as PEFT writes it, to stand beside the model (a run with [lora] saves such as its policy, which --model takes too)
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Built-in task, or jsonl; may be repeated [default: the configuration's]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(tasks::NAMES))]
     task: Vec<String>,
@@ -185,7 +188,13 @@ fn evaluate_tasks(args: &EvalArgs, mut config: Config) -> Result<()> {
     let folder = models::of_run_or_itself(model)?;
     let tokenizer = models::tokenizer(&folder)?;
     let mut details = args.output.as_deref().map(Output::create).transpose()?;
-    let model = models::load(&folder, &tokenizer, config.device(), config.dtype())?;
+    let model = models::load(
+        &folder,
+        args.adapter.as_deref(),
+        &tokenizer,
+        config.device(),
+        config.dtype(),
+    )?;
     let most = model.config.max_position_embeddings;
     let max_new_tokens = config.rollout.max_new_tokens;
     ensure!(

@@ -44,6 +44,9 @@ pub(super) struct GenerateArgs {
     /// Model folder (Hugging Face: config.json, safetensors, tokenizer.json), or a run's, whose newest policy is taken
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// An adapter's folder as PEFT writes it, to stand beside the model (a run with [lora] saves such as its policy, which --model takes too)
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// The text to continue
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -117,7 +120,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let prompts = prompts(args, &folder, &tokenizer)?;
     let mut output = Output::create(&args.output)?;
     numerics::choose(args.numerics);
-    let model = models::load(&folder, &tokenizer, args.device, args.dtype.dtype())?;
+    let model = models::load(&folder, args.adapter.as_deref(), &tokenizer, args.device, args.dtype.dtype())?;
     let requests = requests(args, &prompts, &model)?;
     let mut stop = model.config.eos_token_ids.clone();
     stop.extend(tokenizer.eos_id());

@@ -10,6 +10,7 @@ mod generate;
 mod grade;
 mod judge;
 mod measure;
+mod merge;
 mod models;
 mod plan;
 mod prm;
@@ -63,6 +64,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     Score(score::ScoreArgs),
     Grade(grade::GradeArgs),
+    Merge(merge::MergeArgs),
     Replay(replay::ReplayArgs),
     Data(data::DataArgs),
     Report(report::ReportArgs),
@@ -147,6 +149,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Generate(args) => in_pool(threads, || generate::run(&args)),
         Command::Score(args) => in_pool(threads, || score::run(&args)),
         Command::Grade(args) => grade::run(&args),
+        Command::Merge(args) => in_pool(threads, || merge::run(&args)),
         Command::Replay(args) => in_pool(threads, || replay::run(&args)),
         Command::Data(args) => data::run(&args, threads),
         Command::Report(args) => report::run(&args),

@@ -3,24 +3,23 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use prime_model::{Config, Tokenizer, Weights};
+use prime_model::{Config, Tokenizer};
 use prime_runtime::{DType, Device};
 
+use crate::adapters;
 use crate::trainer::Model;
 
-/// Loads the model of a Hugging Face folder to a device.
+/// Loads the model of a Hugging Face folder to a device, with an adapter beside it; or that of an adapter's folder.
 pub(super) fn load(
     folder: &Path,
+    adapter: Option<&Path>,
     tokenizer: &Tokenizer,
     device: Device,
     dtype: DType,
 ) -> Result<Model> {
     check(folder)?;
     prime_kernels::device::check(device)?;
-    let config = Config::load(folder)?;
-    tokenizer.check(&config)?;
-    let weights = Weights::load(folder, &config, device, dtype)?;
-    Ok(Model { config, weights })
+    adapters::load(folder, adapter, tokenizer, device, dtype)
 }
 
 /// Loads the tokenizer of a model folder.
@@ -38,7 +37,7 @@ pub(super) fn check(folder: &Path) -> Result<()> {
     if !folder.is_dir() {
         bail!("there is no model folder {shown}");
     }
-    if folder.join("config.json").exists() {
+    if is_model(folder) {
         return Ok(());
     }
     match newest_policy(folder)? {
@@ -53,7 +52,7 @@ pub(super) fn check(folder: &Path) -> Result<()> {
 /// The model folder that `folder` means: itself, or the newest policy where it is the folder of a run.
 pub(super) fn of_run_or_itself(folder: &Path) -> Result<PathBuf> {
     if folder.is_dir()
-        && !folder.join("config.json").exists()
+        && !is_model(folder)
         && let Some(policy) = newest_policy(folder)?
     {
         super::say(&format!("the model is {}", policy.display()));
@@ -91,7 +90,12 @@ fn newest_policy(folder: &Path) -> Result<Option<PathBuf>> {
         places.splice(0..0, latest);
     }
     let mut policies = places.into_iter().map(|place| place.join("policy"));
-    Ok(policies.find(|policy| policy.join("config.json").exists()))
+    Ok(policies.find(|policy| is_model(policy)))
+}
+
+/// Whether a folder holds a model, or an adapter that names one.
+fn is_model(folder: &Path) -> bool {
+    folder.join("config.json").exists() || folder.join("adapter_config.json").exists()
 }
 
 /// The longest sequence that a model takes, said of one that is longer.

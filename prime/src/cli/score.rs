@@ -47,6 +47,9 @@ pub(super) struct ScoreArgs {
     /// Model folder (Hugging Face: config.json, safetensors, tokenizer.json), or a run's, whose newest policy is taken
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
+    /// An adapter's folder as PEFT writes it, to stand beside the model (a run with [lora] saves such as its policy, which --model takes too)
+    #[arg(long, value_name = "DIR")]
+    pub(super) adapter: Option<PathBuf>,
     /// Model folder of an implicit process reward model with the same tokenizer
     #[arg(long, value_name = "DIR")]
     pub(super) prm: Option<PathBuf>,
@@ -181,10 +184,16 @@ impl Models {
         let dtype: DType = args.dtype.dtype();
         let folder = models::of_run_or_itself(&args.model)?;
         let tokenizer = models::tokenizer(&folder)?;
-        let policy = Scorer::new(models::load(&folder, &tokenizer, args.device, dtype)?)?;
+        let policy = Scorer::new(models::load(
+            &folder,
+            args.adapter.as_deref(),
+            &tokenizer,
+            args.device,
+            dtype,
+        )?)?;
         let other = |folder: &PathBuf| -> Result<Scorer> {
             tokenizer.check_same(&models::tokenizer(folder)?)?;
-            Scorer::new(models::load(folder, &tokenizer, args.device, dtype)?)
+            Scorer::new(models::load(folder, None, &tokenizer, args.device, dtype)?)
         };
         let prm = match &args.prm {
             None => None,

@@ -28,7 +28,6 @@ impl CriticConfig {
     }
 
     pub(super) fn check(&self, estimator: Estimator, policy: &PolicyConfig) -> Result<()> {
-        self.optimizer.check("critic")?;
         within("critic.clip", f64::from(self.clip), 0.0, 1e6)?;
         within("critic.coef", f64::from(self.coef), 1e-9, 1e6)?;
         if estimator != Estimator::Gae {

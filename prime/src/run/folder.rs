@@ -7,6 +7,7 @@
 //! events.out.tfevents.*       the same for TensorBoard
 //! sft-checkpoints/step-N/     while SFT lasts
 //! sft/                        the model after SFT
+//! base/                       the weights beside adapters, where they were made here
 //! checkpoints/step-N/         policy, prm, critic, trainer
 //! checkpoints/best/           the best policy evaluated, and its evaluation
 //! prm/                        of `prime prm`: the PRM when it is complete

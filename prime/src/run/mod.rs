@@ -16,6 +16,7 @@ use prime_kernels::numerics;
 use prime_model::{Generator, Sampling};
 use prime_runtime::checkpoint;
 
+use crate::adapters::{self, Owner};
 use crate::config::{Config, Reference};
 use crate::evaluate::{self, Summary};
 use crate::metrics::Metrics;
@@ -90,8 +91,19 @@ pub fn train(config: &Config, folder: &mut RunFolder) -> Result<End> {
     let mut table = Table::default();
     table.push(evaluate_model(config, &prompts, &start, folder, "start", 0)?);
 
-    let prime =
-        if config.train.outcome_only { None } else { Some(prm_models(config, &prompts, &start)?) };
+    let base = match config.lora.policy() {
+        Some(_) => adapters::base_folder(config, &prompts, folder, &start)?,
+        None => PathBuf::new(),
+    };
+    let prime = if config.train.outcome_only {
+        None
+    } else {
+        Some(prm_models(config, &prompts, &start, &base)?)
+    };
+    let start = match config.lora.policy() {
+        Some(lora) => adapters::attach(&start, &lora, &base, config.seed, Owner::Policy)?,
+        None => start,
+    };
     let stage = if prime.is_some() { Stage::PRIME } else { Stage::OUTCOME_ONLY };
     let compare =
         (config.train.compare && prime.is_some()).then(|| start.duplicate()).transpose()?;
@@ -172,6 +184,19 @@ fn warm_up_model(
     if config.sft.steps == 0 {
         return Ok(Some(model));
     }
+    let model = match config.lora.policy().filter(|_| config.lora.sft) {
+        Some(lora) => {
+            if config.model.path.is_empty() {
+                bail!(
+                    "lora.rank is {}, and the new model's random weights would stay as they are in SFT: set lora.sft=false, or start from a trained model (model.path)",
+                    lora.rank
+                );
+            }
+            let base = adapters::base_folder(config, prompts, folder, &model)?;
+            adapters::attach(&model, &lora, &base, config.seed, Owner::Policy)?
+        }
+        None => model,
+    };
     let mut sft = Sft::new(config, prompts.share(), model)?;
     if let Some(checkpoint) = folder.newest("sft-checkpoints")? {
         sft.restore(&checkpoint)?;
@@ -242,23 +267,36 @@ fn check_critic_folder(config: &Config, prompts: &Prompts) -> Result<()> {
 }
 
 /// The PRM and its frozen reference, where there is one.
-fn prm_models(config: &Config, prompts: &Prompts, start: &Model) -> Result<(Model, Option<Model>)> {
+fn prm_models(
+    config: &Config,
+    prompts: &Prompts,
+    start: &Model,
+    base: &Path,
+) -> Result<(Model, Option<Model>)> {
     let load = |path: &str, key: &str| -> Result<Model> {
         if path.is_empty() {
-            return start.duplicate();
+            return adapters::frozen(config, start);
         }
         setup::load_model(config, Path::new(path), prompts.tokenizer())
             .with_context(|| key.to_string())
     };
-    let prm = load(&config.prm.path, "prm.path")?;
+    let begins_as = load(&config.prm.path, "prm.path")?;
     let reference = match config.prm.reference {
         Reference::Policy => None,
         Reference::Frozen
             if config.prm.reference_path.is_empty() && !config.prm.path.is_empty() =>
         {
-            Some(prm.duplicate()?)
+            Some(adapters::frozen(config, &begins_as)?)
         }
         Reference::Frozen => Some(load(&config.prm.reference_path, "prm.reference_path")?),
+    };
+    let prm = match config.lora.prm() {
+        Some(lora) => {
+            let own = std::path::absolute(&config.prm.path);
+            let base = if config.prm.path.is_empty() { base.to_path_buf() } else { own? };
+            adapters::attach(&begins_as, &lora, &base, config.seed, Owner::Prm)?
+        }
+        None => begins_as,
     };
     Ok((prm, reference))
 }

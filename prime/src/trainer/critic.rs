@@ -56,7 +56,12 @@ impl Critic {
         let engine = (model.config != policy.config)
             .then(|| Engine::new(&model.config, config.device(), config.dtype(), tokens, mode))
             .transpose()?;
-        let learner = Learner::new(model.weights, &config.critic.optimizer, updates)?;
+        let learner = Learner::new(
+            model.weights,
+            &config.critic.optimizer,
+            updates,
+            config.seed.wrapping_add(2 << 40),
+        )?;
         Ok(Some(Critic::Own { engine: engine.map(Box::new), learner: Box::new(learner) }))
     }
 
