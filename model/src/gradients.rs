@@ -65,11 +65,7 @@ impl Gradients {
     }
 
     /// One matrix's gradient, to add to; none where the weights are frozen.
-    pub(crate) fn view_mut(
-        &mut self,
-        range: &Range<usize>,
-        dims: &[usize],
-    ) -> Option<ViewMut<'_>> {
+    pub(crate) fn view_mut(&mut self, range: &Range<usize>, dims: &[usize]) -> Option<ViewMut<'_>> {
         self.sink.is_none().then(|| part(&mut self.data, range, dims))
     }
 

@@ -52,7 +52,8 @@ impl StateSettings {
     /// is another place.
     pub fn bytes(&self, elements: usize, dtype: DType) -> (usize, usize) {
         let of = |elements: usize, blocks: usize| -> usize {
-            let moments = if self.int8 { 2 * (elements.div_ceil(4) + blocks) } else { 2 * elements };
+            let moments =
+                if self.int8 { 2 * (elements.div_ceil(4) + blocks) } else { 2 * elements };
             let masters = if self.masters && dtype != DType::F32 { elements } else { 0 };
             4 * (moments + masters)
         };

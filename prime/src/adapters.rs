@@ -86,8 +86,7 @@ pub fn attach(
         );
         return model.duplicate();
     }
-    let adapter =
-        Adapter::new(&model.config, settings, &model.weights, base, seed, owner as u32)?;
+    let adapter = Adapter::new(&model.config, settings, &model.weights, base, seed, owner as u32)?;
     let weights = model.weights.share().with_adapter(adapter);
     Ok(Model { config: model.config.clone(), weights })
 }

@@ -379,12 +379,7 @@ impl Learner {
     ///
     /// # Errors
     /// When the memory is not to be had.
-    pub fn new(
-        weights: Weights,
-        config: &OptimizerConfig,
-        total: u64,
-        seed: u64,
-    ) -> Result<Self> {
+    pub fn new(weights: Weights, config: &OptimizerConfig, total: u64, seed: u64) -> Result<Self> {
         let gradients = Gradients::of(&weights)?;
         let optimizer = AdamW::new(&weights, config.settings(seed))?;
         Ok(Learner { weights, gradients, optimizer, schedule: config.schedule(total) })

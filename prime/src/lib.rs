@@ -12,6 +12,7 @@ pub mod engine;
 pub mod evaluate;
 pub mod graded;
 pub mod graders;
+pub mod memory;
 pub mod metrics;
 pub mod order;
 pub mod prm;

@@ -45,7 +45,8 @@ impl Sft {
             if config.train.checkpoint_activations { Mode::TrainCheckpointed } else { Mode::Train };
         let (device, dtype) = (config.device(), config.dtype());
         let engine = Engine::new(&model.config, device, dtype, config.micro_batch_tokens(), mode)?;
-        let learner = Learner::new(model.weights, &config.sft.optimizer, config.sft.steps, config.seed)?;
+        let learner =
+            Learner::new(model.weights, &config.sft.optimizer, config.sft.steps, config.seed)?;
         let (config, state) = (config.clone(), State::default());
         Ok(Sft { config, prompts, model_config: model.config, engine, learner, state })
     }

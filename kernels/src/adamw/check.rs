@@ -97,10 +97,8 @@ fn exactly(state: [&mut f64; 3], gradient: f64, settings: Settings) -> [f64; 3] 
     let denominator = v.sqrt() / root + settings.epsilon;
     let rate = settings.learning_rate / (1.0 - settings.beta1.powf(settings.step as f64));
     let change = (rate * *m / denominator).abs();
-    let w_bound = rate / denominator * m_bound
-        + 11.0 * u * change
-        + 2.0 * u * w_before.abs()
-        + u * w.abs();
+    let w_bound =
+        rate / denominator * m_bound + 11.0 * u * change + 2.0 * u * w_before.abs() + u * w.abs();
     [w_bound, m_bound, v_bound].map(|bound| 1.01 * bound)
 }
 
@@ -197,8 +195,24 @@ fn check_small(random: &mut Case, settings: Settings) -> Result<(), String> {
     let words = |tensor: &Tensor| tensor.view().to_vec::<u32>().map_err(|e| e.to_string());
     type Decode = fn(u32, f32) -> f32;
     let kinds: [(&str, Vec<u32>, &Tensor, Decode, f32, &[f64], &[f64]); 2] = [
-        ("m", words(&m_codes)?, &m_scales, code::decode_first, SMALLEST_FIRST, &m_exact, &bounds[1]),
-        ("v", words(&v_codes)?, &v_scales, code::decode_second, SMALLEST_SECOND, &v_exact, &bounds[2]),
+        (
+            "m",
+            words(&m_codes)?,
+            &m_scales,
+            code::decode_first,
+            SMALLEST_FIRST,
+            &m_exact,
+            &bounds[1],
+        ),
+        (
+            "v",
+            words(&v_codes)?,
+            &v_scales,
+            code::decode_second,
+            SMALLEST_SECOND,
+            &v_exact,
+            &bounds[2],
+        ),
     ];
     for (what, words, scales, decode, smallest, exact, bounds) in kinds {
         let scales = scales.view().to_f32_vec();

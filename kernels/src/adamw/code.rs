@@ -90,7 +90,10 @@ mod tests {
             }
         }
         assert_eq!((decode_first(127, 1.0), decode_second(255, 1.0)), (LARGEST, LARGEST));
-        assert_eq!((decode_first(8, 1.0), decode_second(8, 1.0)), (SMALLEST_FIRST, SMALLEST_SECOND));
+        assert_eq!(
+            (decode_first(8, 1.0), decode_second(8, 1.0)),
+            (SMALLEST_FIRST, SMALLEST_SECOND)
+        );
         assert_eq!(decode_first(129, 1.0), -SMALLEST_FIRST / 8.0);
         let rising = |values: Vec<f32>| values.windows(2).all(|pair| pair[0] < pair[1]);
         assert!(rising((0..128).map(|code| decode_first(code, 1.0)).collect()));
@@ -106,7 +109,9 @@ mod tests {
             let step = |smallest: f32| f64::from(x.max(smallest)) / 8.0;
             // 16 random bits decide to 2^-16 of a step; what is added to align a small number rounds it by 2^-24 of the smallest.
             let first = mean(&|random| decode_first(encode_first(-x, 1.0, random), 1.0));
-            let within = |smallest: f32| step(smallest) * 2f64.powi(-16) + f64::from(smallest) * 2f64.powi(-23);
+            let within = |smallest: f32| {
+                step(smallest) * 2f64.powi(-16) + f64::from(smallest) * 2f64.powi(-23)
+            };
             assert!((first + f64::from(x)).abs() <= within(SMALLEST_FIRST), "{x}: {first}");
             let second = mean(&|random| decode_second(encode_second(x, 1.0, random), 1.0));
             assert!((second - f64::from(x)).abs() <= within(SMALLEST_SECOND), "{x}: {second}");
@@ -132,7 +137,10 @@ mod tests {
                 .map(|random| f64::from(f32::from_bits(u32::from(round(w, random)) << 16)))
                 .sum::<f64>()
                 / 65536.0;
-            assert!((mean - f64::from(w)).abs() < f64::from(w.abs()) * 2f64.powi(-23), "{w}: {mean}");
+            assert!(
+                (mean - f64::from(w)).abs() < f64::from(w.abs()) * 2f64.powi(-23),
+                "{w}: {mean}"
+            );
         }
     }
 }

@@ -55,7 +55,15 @@ pub(super) fn update(
             let range = block * BLOCK..((block + 1) * BLOCK).min(count);
             // SAFETY: a block belongs to one task.
             unsafe {
-                update_part(&parameters, &moments, block, range.clone(), &gradient[range], settings, factors);
+                update_part(
+                    &parameters,
+                    &moments,
+                    block,
+                    range.clone(),
+                    &gradient[range],
+                    settings,
+                    factors,
+                );
             }
         }
     });
@@ -97,8 +105,7 @@ unsafe fn update_part(
                 let of_block = block..block + 1;
                 let scales = [m_scales, v_scales]
                     .map(|scales| scales.part_mut::<f32>(0, of_block.clone())[0]);
-                let codes =
-                    [m, v].map(|codes| &*codes.part_mut::<u32>(0, words.clone()));
+                let codes = [m, v].map(|codes| &*codes.part_mut::<u32>(0, words.clone()));
                 widen(wide_m, wide_v, codes[0], codes[1], scales[0], scales[1]);
                 (&mut *wide_m, &mut *wide_v)
             }

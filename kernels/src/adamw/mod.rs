@@ -99,8 +99,16 @@ device_struct! {
 
 impl Factors {
     fn new(settings: Settings) -> Self {
-        let Settings { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, .. } =
-            settings;
+        let Settings {
+            learning_rate,
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            step,
+            gradient_scale,
+            ..
+        } = settings;
         Factors {
             scale: gradient_scale as f32,
             new_m: (1.0 - beta1) as f32,
@@ -175,7 +183,8 @@ pub fn update(
         return Err(arguments::value(OPERATION, "the first update is step 1, got step 0"));
     }
     if !settings.first.is_multiple_of(4) {
-        let message = format!("the first parameter's place is {}, expected a multiple of 4", settings.first);
+        let message =
+            format!("the first parameter's place is {}, expected a multiple of 4", settings.first);
         return Err(arguments::value(OPERATION, message));
     }
     match gradient.device() {

@@ -4,8 +4,9 @@ use super::Settings;
 
 /// Updates one weight and its moments.
 pub fn update(w: &mut f64, m: &mut f64, v: &mut f64, gradient: f64, settings: Settings) {
-    let Settings { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, .. } =
-        settings;
+    let Settings {
+        learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, ..
+    } = settings;
     let g = gradient * gradient_scale;
     *m = beta1 * *m + (1.0 - beta1) * g;
     *v = beta2 * *v + (1.0 - beta2) * g * g;

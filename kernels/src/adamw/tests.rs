@@ -230,7 +230,8 @@ fn weights_without_masters_follow_small_updates_in_the_mean() {
         let settings = Settings { learning_rate: decay, weight_decay: 1.0, step, ..SETTINGS };
         state.update(gradient.view(), settings);
     }
-    let mean = state.weights.view().to_f32_vec().iter().map(|&w| f64::from(w)).sum::<f64>() / COUNT as f64;
+    let mean =
+        state.weights.view().to_f32_vec().iter().map(|&w| f64::from(w)).sum::<f64>() / COUNT as f64;
     let expected = 1.5 * (1.0 - decay).powi(steps as i32);
     // An update moves a weight by a step of 2^-7 with probability p <= 2^-12 * 1.5 / 2^-7: a variance of at most p * 2^-14 each, and the mean of
     // 4096 independent walks of 64 updates. Five standard deviations.
@@ -263,7 +264,12 @@ fn eight_bit_moments_follow_a_change_in_the_mean() {
     let scales = state.v_scales.view().to_f32_vec();
     let decoded: Vec<f64> = (0..COUNT)
         .filter(|i| i % BLOCK != 0)
-        .map(|i| f64::from(super::code::decode_second(words[i / 4] >> (8 * (i % 4)) & 255, scales[i / BLOCK])))
+        .map(|i| {
+            f64::from(super::code::decode_second(
+                words[i / 4] >> (8 * (i % 4)) & 255,
+                scales[i / BLOCK],
+            ))
+        })
         .collect();
     let count = decoded.len() as f64;
     let mean = decoded.iter().sum::<f64>() / count;

@@ -48,9 +48,6 @@ mod tests {
     #[test]
     fn integers_are_refused() {
         let error = super::forward(zeros(DType::U32, &[2]).view_mut(), 1.0).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "scale.forward: `x` is uint32, expected float32 or bfloat16"
-        );
+        assert_eq!(error.to_string(), "scale.forward: `x` is uint32, expected float32 or bfloat16");
     }
 }

@@ -15,7 +15,7 @@ use prime_runtime::{DType, Device, Tensor};
 
 use crate::decoder::Sizes;
 use crate::transfer::fetch;
-use crate::{Config, Error, Layout, Result, Weights, rope_tables};
+use crate::{AdapterLayout, Config, Error, Layout, Result, Weights, rope_tables};
 
 use graphs::Graphs;
 use linear::{LayerLinears, Linear};
@@ -177,14 +177,23 @@ impl Generator {
         })
     }
 
-    /// Bytes of weights, caches and buffers for a configuration on a device.
-    pub fn bytes(config: &Config, device: Device, dtype: DType, limits: GenerationLimits) -> usize {
+    /// Bytes of weights, caches and buffers for a configuration on a device: with adapters, the weights themselves are those of whoever has them.
+    pub fn bytes(
+        config: &Config,
+        device: Device,
+        dtype: DType,
+        limits: GenerationLimits,
+        adapter: Option<&AdapterLayout>,
+    ) -> usize {
         let sizes = Sizes::new(config, limits.step_tokens);
         let cache =
             2 * config.num_layers * limits.slots * limits.positions * sizes.kv() * dtype.size();
-        let copies = if device == Device::Cpu { 2 } else { 1 };
-        let weights = copies * Layout::new(config).elements * dtype.size();
-        cache + weights + plan_buffers(config, dtype, limits).0.bytes()
+        let weights = Layout::new(config).elements;
+        // On the host, packed besides.
+        let packed = if device == Device::Cpu { weights } else { 0 };
+        let own = adapter
+            .map_or(weights, |adapter| adapter.elements + limits.step_tokens * adapter.width());
+        cache + (packed + own) * dtype.size() + plan_buffers(config, dtype, limits).0.bytes()
     }
 
     /// Takes over new weights of the same model, from the same device: of weights that are shared, the adapter.
@@ -200,7 +209,8 @@ impl Generator {
             };
             if own.layout() != new.layout() {
                 return Err(Error::Value(
-                    "the generator was made for an adapter of another rank or other targets".to_string(),
+                    "the generator was made for an adapter of another rank or other targets"
+                        .to_string(),
                 ));
             }
             return Ok(prime_kernels::cast::forward(own.data_mut().view_mut(), new.data().view())?);

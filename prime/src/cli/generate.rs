@@ -120,7 +120,13 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let prompts = prompts(args, &folder, &tokenizer)?;
     let mut output = Output::create(&args.output)?;
     numerics::choose(args.numerics);
-    let model = models::load(&folder, args.adapter.as_deref(), &tokenizer, args.device, args.dtype.dtype())?;
+    let model = models::load(
+        &folder,
+        args.adapter.as_deref(),
+        &tokenizer,
+        args.device,
+        args.dtype.dtype(),
+    )?;
     let requests = requests(args, &prompts, &model)?;
     let mut stop = model.config.eos_token_ids.clone();
     stop.extend(tokenizer.eos_id());

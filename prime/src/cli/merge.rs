@@ -53,10 +53,6 @@ pub(super) fn run(args: &MergeArgs) -> Result<(), Failure> {
 }
 
 fn check(has_adapter: bool, from: &std::path::Path) -> Result<()> {
-    ensure!(
-        has_adapter,
-        "{} has no adapter to merge: name one with --adapter DIR",
-        from.display()
-    );
+    ensure!(has_adapter, "{} has no adapter to merge: name one with --adapter DIR", from.display());
     Ok(())
 }

@@ -8,28 +8,31 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use prime_model::{Activations, Config as ModelConfig, Generator, Layout, Limits, Mode};
+use prime_model::Config as ModelConfig;
 use prime_runtime::{DType, Device, cuda, process};
 
 use super::measure::matmul_rate_on;
 use super::train::SettingsArgs;
 use super::{Failure, files, in_pool, models, values};
 use crate::config::{Config, Reference};
+use crate::memory::{self, Shapes};
 use crate::prompts::Prompts;
-use crate::setup;
 use crate::step::Estimator;
+use crate::{adapters, setup};
 use work::{Lengths, Work};
 
 /// Show what a run takes before running it: parameters, memory, work, time
 ///
-/// Memory is listed by use, as a run lays it out; nothing of it is reserved. Work is counted from the products of matrices and the
+/// Memory is listed by use, as a run lays it out; nothing of it is reserved. Below stand settings that make it smaller, what each saves, and, where
+/// the run does not fit in --memory, those with which it does, the least costly first. Work is counted from the products of matrices and the
 /// attention of each stage; the time is that work at the rate at which the device multiplies matrices of the model's size, measured now.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   prime plan
   prime plan --config mine.toml --set model.hidden_size=512
-  prime plan --model DIR --set model.dtype=bfloat16 --set rollout.max_new_tokens=1024")]
+  prime plan --model DIR --set model.dtype=bfloat16 --set rollout.max_new_tokens=1024
+  prime plan --config prime/configs/published.toml --model DIR --device cuda --memory 24GiB")]
 pub(super) struct PlanArgs {
     #[command(flatten)]
     settings: SettingsArgs,
@@ -39,6 +42,9 @@ pub(super) struct PlanArgs {
     /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly) [default: the configuration's, cpu]
     #[arg(long, value_name = "DEVICE", value_parser = values::device)]
     device: Option<Device>,
+    /// Memory that the run has to fit in, such as 24GiB or 800MiB [default: what is free on the device]
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
+    memory: Option<usize>,
 }
 
 pub(super) fn run(args: PlanArgs, threads: Option<usize>) -> Result<(), Failure> {
@@ -49,7 +55,15 @@ pub(super) fn run(args: PlanArgs, threads: Option<usize>) -> Result<(), Failure>
             Some(folder) => Outline::of_folder(&config, folder)?,
             None => Outline::of_run(&config)?,
         };
-        files::print(Plan::of(&config, &outline)?)?;
+        let mut plan = Plan::of(&config, &outline)?;
+        plan.room = match args.memory {
+            Some(bytes) => Some((bytes, "what it has to fit in".to_string())),
+            None => free(config.device()),
+        };
+        let most = plan.room.as_ref().map(|&(bytes, _)| bytes);
+        (plan.offers, plan.fit) =
+            offers(&args.settings, &device, &config, &outline.shapes(), most)?;
+        files::print(plan)?;
         Ok(())
     })
 }
@@ -65,7 +79,30 @@ pub(super) struct Outline {
     lengths: Lengths,
 }
 
+/// Free memory of a device, and whose it is.
+fn free(device: Device) -> Option<(usize, String)> {
+    let bytes = match device {
+        Device::Cuda(number) => cuda::memory(number).ok().map(|(free, _)| free as u64),
+        _ => process::memory().map(|memory| memory.available),
+    }?;
+    let whose = match device {
+        Device::Cpu => "free on this machine".to_string(),
+        device => format!("free on {device}"),
+    };
+    Some((bytes as usize, whose))
+}
+
 impl Outline {
+    fn shapes(&self) -> Shapes {
+        Shapes {
+            policy: self.policy.clone(),
+            prm: self.prm.clone(),
+            reference: self.reference.clone(),
+            critic: self.critic.clone(),
+            kl_reference: self.kl_reference.clone(),
+        }
+    }
+
     /// Of a run as its configuration describes it: tokenizer and data are read, weights are not.
     pub(super) fn of_run(config: &Config) -> Result<Outline> {
         let folder = (!config.model.path.is_empty()).then(|| Path::new(&config.model.path));
@@ -73,7 +110,7 @@ impl Outline {
         let prompts = setup::prompts(config, folder)?;
         let policy = match folder {
             Some(folder) => {
-                let model = ModelConfig::load(folder)?;
+                let model = ModelConfig::load(&adapters::model_folder(folder)?)?;
                 prompts.tokenizer().check(&model)?;
                 model
             }
@@ -85,7 +122,7 @@ impl Outline {
     /// Of a model folder, whose tokenizer and task are not looked at.
     fn of_folder(config: &Config, folder: &Path) -> Result<Outline> {
         models::check(folder)?;
-        Outline::new(config, ModelConfig::load(folder)?, None)
+        Outline::new(config, ModelConfig::load(&adapters::model_folder(folder)?)?, None)
     }
 
     fn new(config: &Config, policy: ModelConfig, prompts: Option<&Prompts>) -> Result<Outline> {
@@ -94,7 +131,7 @@ impl Outline {
                 return Ok(policy.clone());
             }
             models::check(Path::new(path)).context(key)?;
-            ModelConfig::load(Path::new(path)).context(key)
+            ModelConfig::load(&adapters::model_folder(Path::new(path))?).context(key)
         };
         let mut outline = Outline {
             prm: None,
@@ -130,8 +167,11 @@ pub(super) struct Plan {
     device: Device,
     dtype: DType,
     has_sft: bool,
-    /// Name, bytes during SFT, bytes during RL.
-    memory: Vec<(&'static str, usize, usize)>,
+    memory: Vec<memory::Row>,
+    /// The memory that is to do, and what it is.
+    room: Option<(usize, String)>,
+    offers: Vec<Offer>,
+    fit: Option<Fit>,
     work: Work,
     /// Operations a second of a product of the policy's size on the device; or why they cannot be measured here.
     rate: std::result::Result<f64, String>,
@@ -156,74 +196,59 @@ impl Plan {
             device,
             dtype,
             has_sft: config.sft.steps > 0,
-            memory: memory(config, outline),
+            memory: memory::rows(config, &outline.shapes())?,
+            room: free(device),
+            offers: Vec::new(),
+            fit: None,
             work: Work::of(config, outline),
             rate: rate.map_err(|error| format!("{error:#}")),
         })
     }
 }
 
-/// The buffers of the two stages, as they are laid out.
-fn memory(config: &Config, outline: &Outline) -> Vec<(&'static str, usize, usize)> {
-    let dtype = config.dtype();
-    let elements = |model: &ModelConfig| Layout::new(model).elements;
-    let policy = elements(&outline.policy);
-    let prm = outline.prm.as_ref().map_or(0, elements);
-    let reference = outline.reference.as_ref().map_or(0, elements);
-    let critic = outline.critic.as_ref().map_or(0, elements);
-    let kl_reference = outline.kl_reference.as_ref().map_or(0, elements);
-    let compared = if config.train.compare && outline.prm.is_some() { policy } else { 0 };
-    let master = if dtype == DType::F32 { 0 } else { 4 };
-    let mode =
-        if config.train.checkpoint_activations { Mode::TrainCheckpointed } else { Mode::Train };
-    let tokens = config.micro_batch_tokens();
-    let activations = |model: &ModelConfig, mode| {
-        Activations::plan(model, dtype, Limits { tokens, picked: tokens }, mode).bytes()
+/// A setting that makes the run smaller, by how much and at what cost.
+struct Offer {
+    settings: String,
+    bytes: usize,
+    cost: &'static str,
+}
+
+/// The settings with which a run fits, and what it takes then; none where nothing makes it fit.
+type Fit = Option<(Vec<String>, usize)>;
+
+/// What each saving saves alone, and those with which the run fits in `most` bytes, where it does not.
+fn offers(
+    settings: &SettingsArgs,
+    device: &[String],
+    config: &Config,
+    shapes: &Shapes,
+    most: Option<usize>,
+) -> Result<(Vec<Offer>, Option<Fit>)> {
+    let savings = memory::savings(config, shapes);
+    // A combination that is no configuration saves nothing.
+    let peak = |more: &[String]| -> Result<usize> {
+        let Ok(config) = settings.load(&[device, more].concat()) else { return Ok(usize::MAX) };
+        Ok(memory::peak(&config, &memory::rows(&config, shapes)?))
     };
-    // Models of one shape share the buffers.
-    let other = |model: &Option<ModelConfig>, mode| {
-        let model = model.as_ref().filter(|model| **model != outline.policy);
-        model.map_or(0, |model| activations(model, mode))
-    };
-    let shared = activations(&outline.policy, mode);
-    let separate = other(&outline.prm, mode)
-        + other(&outline.reference, Mode::Score)
-        + other(&outline.critic, mode)
-        + other(&outline.kl_reference, Mode::Score);
-    let limits = config.generation_limits();
-    let size = dtype.size();
-    let kv = outline.policy.num_kv_heads * outline.policy.head_dim;
-    let cache = 2 * outline.policy.num_layers * limits.slots * limits.positions * kv * size;
-    let generation = Generator::bytes(&outline.policy, config.device(), dtype, limits);
-    // On the host it is small, and depends on the number of threads.
-    let (of_training, of_generation) = match config.device() {
-        Device::Cpu => (0, 0),
-        _ => {
-            let sizes = outline.policy.working_memory(dtype);
-            (sizes.training(tokens), sizes.decoding(limits.slots, limits.positions))
+    let now = memory::peak(config, &memory::rows(config, shapes)?);
+    let mut offers = Vec::new();
+    for saving in &savings {
+        let bytes = now.saturating_sub(peak(&saving.settings)?);
+        if bytes > 0 {
+            offers.push(Offer { settings: saving.settings.join(" "), bytes, cost: saving.cost });
         }
+    }
+    let fit = match most.filter(|&most| now > most) {
+        None => None,
+        Some(most) => Some(match memory::fit(&savings, most, peak)? {
+            None => None,
+            Some(found) => {
+                let bytes = peak(&found)?;
+                Some((found, bytes))
+            }
+        }),
     };
-    vec![
-        ("policy: weights", policy * size, policy * size),
-        ("policy: master weights", policy * master, policy * master),
-        ("policy: moments", policy * 8, policy * 8),
-        ("policy: gradients", policy * 4, policy * 4),
-        ("PRM: weights", 0, prm * size),
-        ("PRM: master weights", 0, prm * master),
-        ("PRM: moments", 0, prm * 8),
-        ("PRM: gradients", 0, prm * 4),
-        ("reference: weights", 0, reference * size),
-        ("reference of KL: weights", 0, kl_reference * size),
-        ("critic: weights", 0, critic * size),
-        ("critic: master weights", 0, critic * master),
-        ("critic: moments", 0, critic * 8),
-        ("critic: gradients", 0, critic * 4),
-        ("start of the run to compare with", 0, compared * size),
-        ("activations", shared, shared + separate),
-        ("generation: KV cache", 0, cache),
-        ("generation: weights of its own, buffers", 0, generation - cache),
-        ("working memory of kernels, at most", of_training, of_training + of_generation),
-    ]
+    Ok((offers, fit))
 }
 
 impl fmt::Display for Plan {
@@ -271,32 +296,50 @@ impl Plan {
             }
         };
         row("memory in MiB", "SFT", "RL")?;
-        let (mut sft_total, mut rl_total) = (0, 0);
-        for &(name, sft, rl) in &self.memory {
-            sft_total += sft;
-            rl_total += rl;
-            if sft + rl > 0 {
-                row(name, &mib(sft), &mib(rl))?;
+        for on_host in [false, true] {
+            let rows = || self.memory.iter().filter(|row| row.on_host == on_host);
+            let total = |stage: usize| rows().map(|row| row.stages[stage]).sum::<usize>();
+            if on_host {
+                if total(0) + total(1) == 0 {
+                    continue;
+                }
+                row("in the host's memory", "", "")?;
             }
+            for line in rows().filter(|line| line.stages != [0, 0]) {
+                row(line.name, &mib(line.stages[0]), &mib(line.stages[1]))?;
+            }
+            row("together", &mib(total(0)), &mib(total(1)))?;
         }
-        row("together", &mib(sft_total), &mib(rl_total))?;
-        let needed = if self.has_sft { sft_total.max(rl_total) } else { rl_total };
-        let free = match self.device {
-            Device::Cuda(number) => cuda::memory(number).ok().map(|(free, _)| free as u64),
-            _ => process::memory().map(|memory| memory.available),
-        };
-        match free {
-            Some(free) if needed as u64 > free => writeln!(
+        self.write_offers(f)
+    }
+
+    fn write_offers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+        if !self.offers.is_empty() {
+            writeln!(f, "\n{:>10}  what would save it, alone, and its cost", "MiB less")?;
+        }
+        for offer in &self.offers {
+            writeln!(f, "{:>10}  {}: {}", mib(offer.bytes), offer.settings, offer.cost)?;
+        }
+        let Some((room, whose)) = &self.room else { return Ok(()) };
+        match &self.fit {
+            None => Ok(()),
+            Some(None) => writeln!(
                 f,
-                "{} has {} MiB free: it will not fit. Lower train.micro_batch_tokens or rollout.slots, set train.checkpoint_activations, or take bfloat16",
-                if self.device == Device::Cpu {
-                    "this machine".to_string()
-                } else {
-                    self.device.to_string()
-                },
-                free >> 20
+                "\nit does not fit in {} MiB, {whose}, with all of these together: take a smaller model, shorter texts or fewer tokens a pass",
+                mib(*room)
             ),
-            _ => Ok(()),
+            Some(Some((settings, bytes))) => {
+                let flags: Vec<String> =
+                    settings.iter().map(|setting| format!("--set {setting}")).collect();
+                writeln!(
+                    f,
+                    "\nit does not fit in {} MiB, {whose}; it does, with {} MiB, with\n  {}",
+                    mib(*room),
+                    mib(*bytes),
+                    flags.join(" ")
+                )
+            }
         }
     }
 
@@ -349,6 +392,8 @@ fn grouped(number: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use prime_model::Layout;
+
     use super::*;
 
     fn plan(overrides: &[&str]) -> (Config, Outline) {
@@ -358,8 +403,14 @@ mod tests {
         (config, outline)
     }
 
-    fn total(memory: &[(&str, usize, usize)]) -> usize {
-        memory.iter().map(|&(_, _, rl)| rl).sum()
+    fn of_rl(config: &Config, outline: &Outline, name: &str) -> usize {
+        let rows = memory::rows(config, &outline.shapes()).unwrap();
+        rows.iter().find(|row| row.name == name).unwrap().stages[1]
+    }
+
+    fn total(config: &Config, outline: &Outline) -> usize {
+        let rows = memory::rows(config, &outline.shapes()).unwrap();
+        rows.iter().map(|row| row.stages[1]).sum()
     }
 
     #[test]
@@ -372,32 +423,57 @@ mod tests {
     #[test]
     fn memory_follows_from_what_a_run_holds() {
         let (config, outline) = plan(&[]);
-        let rows = memory(&config, &outline);
-        let of = |name: &str| rows.iter().find(|(n, ..)| *n == name).unwrap().2;
         let elements = Layout::new(&outline.policy).elements;
-        assert_eq!(of("policy: weights"), 4 * elements);
-        assert_eq!(of("policy: master weights"), 0);
-        assert_eq!(of("PRM: moments"), 8 * elements);
-        assert_eq!(of("reference: weights"), 0);
+        assert_eq!(of_rl(&config, &outline, "policy: weights"), 4 * elements);
+        assert_eq!(of_rl(&config, &outline, "PRM: moments, masters"), 8 * elements);
+        assert_eq!(of_rl(&config, &outline, "reference"), 0);
+        let full = total(&config, &outline);
 
         let (frozen, outline) = plan(&["prm.reference=frozen", "model.dtype=bfloat16"]);
-        let rows = memory(&frozen, &outline);
-        let of = |name: &str| rows.iter().find(|(n, ..)| *n == name).unwrap().2;
-        assert_eq!(of("policy: master weights"), 4 * elements);
-        assert_eq!(of("reference: weights"), 2 * elements);
+        assert_eq!(of_rl(&frozen, &outline, "policy: moments, masters"), 12 * elements);
+        assert_eq!(of_rl(&frozen, &outline, "reference"), 2 * elements);
 
         let (held, outline) = plan(&["policy.kl_coef=0.1"]);
-        let rows = memory(&held, &outline);
-        let of = |name: &str| rows.iter().find(|(n, ..)| *n == name).unwrap().2;
-        assert_eq!(of("reference of KL: weights"), 4 * elements);
+        assert_eq!(of_rl(&held, &outline, "reference of KL"), 4 * elements);
 
-        let full = total(&memory(&config, &plan(&[]).1));
         let (alone, outline) = plan(&["train.outcome_only=true"]);
-        let without = total(&memory(&alone, &outline));
         // Weights, moments, gradients, and the start to compare with.
-        assert_eq!(full - without, (4 + 8 + 4 + 4) * elements);
+        assert_eq!(full - total(&alone, &outline), (4 + 8 + 4 + 4) * elements);
         let (checkpointed, outline) = plan(&["train.checkpoint_activations=true"]);
-        assert!(total(&memory(&checkpointed, &outline)) < full);
+        assert!(total(&checkpointed, &outline) < full);
+
+        // Moments of a byte, and a scale of 256 of them.
+        let (int8, outline) = plan(&["policy.optimizer_state=int8"]);
+        let moments = of_rl(&int8, &outline, "policy: moments, masters");
+        assert!((2 * elements..2 * elements + elements / 16).contains(&moments), "{moments}");
+        let (low, outline) =
+            plan(&["lora.rank=4", "lora.sft=false", "prm.reference=frozen", "train.compare=false"]);
+        assert_eq!(of_rl(&low, &outline, "PRM: weights"), 0);
+        assert_eq!(of_rl(&low, &outline, "reference"), 0);
+        assert!(total(&low, &outline) < full / 2);
+    }
+
+    #[test]
+    fn settings_that_make_a_run_fit_are_proposed_and_do() {
+        let (config, outline) = plan(&[]);
+        let args = SettingsArgs { config: Vec::new(), set: Vec::new() };
+        let peak = memory::peak(&config, &memory::rows(&config, &outline.shapes()).unwrap());
+        let mut before = Vec::new();
+        for percent in [99, 80, 50, 25] {
+            let most = peak / 100 * percent;
+            let (offers, fit) = offers(&args, &[], &config, &outline.shapes(), Some(most)).unwrap();
+            assert!(offers.iter().any(|offer| offer.settings.contains("optimizer_state=int8")));
+            let (settings, bytes) = fit.unwrap().unwrap();
+            assert!(bytes <= most && !settings.is_empty() && settings != before);
+            let config = Config::load(&[], &settings).unwrap();
+            let rows = memory::rows(&config, &outline.shapes()).unwrap();
+            assert_eq!(memory::peak(&config, &rows), bytes);
+            before = settings;
+        }
+        let (_, fit) = offers(&args, &[], &config, &outline.shapes(), Some(1000)).unwrap();
+        assert!(fit.unwrap().is_none());
+        let (_, fit) = offers(&args, &[], &config, &outline.shapes(), Some(peak)).unwrap();
+        assert!(fit.is_none());
     }
 
     #[test]

@@ -71,10 +71,10 @@ pub(super) struct RunArgs {
 pub(super) struct SettingsArgs {
     /// A configuration file, over the defaults; may be repeated, the later over the earlier
     #[arg(long, value_name = "FILE")]
-    config: Vec<PathBuf>,
+    pub(super) config: Vec<PathBuf>,
     /// One setting, over the files, such as --set policy.learning_rate=1e-4; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    pub(super) set: Vec<String>,
 }
 
 impl SettingsArgs {

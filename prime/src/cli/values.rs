@@ -90,6 +90,29 @@ pub(super) fn beta(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A size of memory: a number of bytes, or with KiB, MiB, GiB, kB, MB or GB.
+pub(super) fn bytes(text: &str) -> Result<usize, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => return Err("expected a size such as 24GiB, 800MiB or 16GB".to_string()),
+    };
+    let size =
+        number.parse::<f64>().map_err(|_| "it is not a size such as 24GiB".to_string())? * unit;
+    if size >= 1.0 && size < 1e18 {
+        Ok(size as usize)
+    } else {
+        Err("expected at least a byte, and less than an exabyte".to_string())
+    }
+}
+
 fn top_p(text: &str) -> Result<f32, String> {
     within(text, 1e-6, 1.0)
 }
@@ -113,6 +136,11 @@ mod tests {
         assert!(top_p("0").is_err() && top_p("1") == Ok(1.0));
         assert_eq!(device("cuda:1"), Ok(Device::Cuda(1)));
         assert!(device("gpu").unwrap_err().contains("`cuda:N`"));
+        assert_eq!(
+            (bytes("1.5GiB"), bytes("800 MiB"), bytes("7")),
+            (Ok(3 << 29), Ok(800 << 20), Ok(7))
+        );
+        assert!(["", "GiB", "5x", "0", "-1GiB", "1e3"].iter().all(|text| bytes(text).is_err()));
         assert!(min_p("1.1").is_err() && beta("0").is_err() && beta("nan").is_err());
     }
 }
