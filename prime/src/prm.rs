@@ -92,7 +92,12 @@ impl Offline {
             source: source.to_path_buf(),
             model_config: model.config,
             engine,
-            learner: Learner::new(model.weights, &config.prm.optimizer, total)?,
+            learner: Learner::new(
+                model.weights,
+                &config.prm.optimizer,
+                total,
+                config.seed.wrapping_add(1 << 40),
+            )?,
             reference,
             train,
             held_out: batch(held_out)?,

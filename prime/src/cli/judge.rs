@@ -58,7 +58,7 @@ impl JudgeArgs {
     ) -> Result<Judge> {
         let load = |folder: &Path| -> Result<Scorer> {
             tokenizer.check_same(&models::tokenizer(folder)?)?;
-            Scorer::new(models::load(folder, tokenizer, device, dtype)?)
+            Scorer::new(models::load(folder, None, tokenizer, device, dtype)?)
         };
         let reference = match &self.reference {
             None => None,
