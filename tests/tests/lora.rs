@@ -96,10 +96,7 @@ fn a_new_model_is_kept_beside_its_adapters_and_one_that_sft_trained_is_their_bas
         (folder, base)
     };
     let (folder, base) = base_of(&["lora.rank=2", "sft.steps=0", "train.compare=false"]);
-    assert!(
-        base.ends_with("base") && base.starts_with(folder.path().canonicalize().unwrap())
-            || base.starts_with(folder.path())
-    );
+    assert!(base.ends_with("base") && base.starts_with(folder.path()), "{}", base.display());
     let (_folder, base) = base_of(&["lora.rank=2", "lora.sft=false", "train.compare=false"]);
     assert!(base.ends_with("sft/policy"), "{}", base.display());
 

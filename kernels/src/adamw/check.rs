@@ -191,46 +191,41 @@ fn check_small(random: &mut Case, settings: Settings) -> Result<(), String> {
         compare("m beside rounded weights", &f64s(&m)?, &m_exact, |i| bounds[1][i])?;
         return compare("v beside rounded weights", &f64s(&v)?, &v_exact, |i| bounds[2][i]);
     }
-    let u = roundoff(DType::F32);
     let words = |tensor: &Tensor| tensor.view().to_vec::<u32>().map_err(|e| e.to_string());
-    type Decode = fn(u32, f32) -> f32;
-    let kinds: [(&str, Vec<u32>, &Tensor, Decode, f32, &[f64], &[f64]); 2] = [
-        (
-            "m",
-            words(&m_codes)?,
-            &m_scales,
-            code::decode_first,
-            SMALLEST_FIRST,
-            &m_exact,
-            &bounds[1],
-        ),
-        (
-            "v",
-            words(&v_codes)?,
-            &v_scales,
-            code::decode_second,
-            SMALLEST_SECOND,
-            &v_exact,
-            &bounds[2],
-        ),
-    ];
-    for (what, words, scales, decode, smallest, exact, bounds) in kinds {
-        let scales = scales.view().to_f32_vec();
-        for (block, &scale) in scales.iter().enumerate() {
-            let of_block = block * BLOCK..((block + 1) * BLOCK).min(count);
-            let largest = exact[of_block.clone()].iter().fold(0f64, |most, x| most.max(x.abs()));
-            let error = bounds[of_block].iter().fold(0f64, |most, x| most.max(*x));
-            let wanted = largest / f64::from(code::LARGEST);
-            let allowed = error + 2.0 * u * wanted + 1e-38;
-            compare("scale", &[f64::from(scale)], &[wanted], |_| allowed)?;
-        }
-        let found = decoded(&words, &scales, decode);
-        // Less than the distance of two codes; the division by the scale, the product with it, and what aligns a small number round.
-        compare(what, &found, exact, |i| {
-            let smallest = f64::from(smallest) * f64::from(scales[i / BLOCK]);
-            let magnitude = exact[i].abs() + bounds[i];
-            bounds[i] + magnitude.max(smallest) * (1.0 / 8.0 + 8.0 * u) + 1e-38
-        })?;
+    let of = |exact, bounds| Exact { exact, bounds };
+    let (m_codes, v_codes) = (words(&m_codes)?, words(&v_codes)?);
+    let found = decoded(&m_codes, &m_scales.view().to_f32_vec(), code::decode_first);
+    compare_codes("m", &found, &m_scales, SMALLEST_FIRST, of(&m_exact, &bounds[1]))?;
+    let found = decoded(&v_codes, &v_scales.view().to_f32_vec(), code::decode_second);
+    compare_codes("v", &found, &v_scales, SMALLEST_SECOND, of(&v_exact, &bounds[2]))
+}
+
+/// Moments, and the bounds of the errors of float32 arithmetic in them.
+struct Exact<'a> {
+    exact: &'a [f64],
+    bounds: &'a [f64],
+}
+
+fn compare_codes(
+    what: &str,
+    found: &[f64],
+    scales: &Tensor,
+    smallest: f32,
+    Exact { exact, bounds }: Exact<'_>,
+) -> Result<(), String> {
+    let u = roundoff(DType::F32);
+    let scales = scales.view().to_f32_vec();
+    for (block, &scale) in scales.iter().enumerate() {
+        let of_block = block * BLOCK..((block + 1) * BLOCK).min(exact.len());
+        let largest = exact[of_block.clone()].iter().fold(0f64, |most, x| most.max(x.abs()));
+        let error = bounds[of_block].iter().fold(0f64, |most, x| most.max(*x));
+        let wanted = largest / f64::from(code::LARGEST);
+        compare("scale", &[f64::from(scale)], &[wanted], |_| error + 2.0 * u * wanted + 1e-38)?;
     }
-    Ok(())
+    // Less than the distance of two codes; the division by the scale, the product with it, and what aligns a small number round.
+    compare(what, found, exact, |i| {
+        let smallest = f64::from(smallest) * f64::from(scales[i / BLOCK]);
+        let magnitude = exact[i].abs() + bounds[i];
+        bounds[i] + magnitude.max(smallest) * (1.0 / 8.0 + 8.0 * u) + 1e-38
+    })
 }

@@ -106,7 +106,7 @@ pub(super) fn bytes(text: &str) -> Result<usize, String> {
     };
     let size =
         number.parse::<f64>().map_err(|_| "it is not a size such as 24GiB".to_string())? * unit;
-    if size >= 1.0 && size < 1e18 {
+    if (1.0..1e18).contains(&size) {
         Ok(size as usize)
     } else {
         Err("expected at least a byte, and less than an exabyte".to_string())
