@@ -168,21 +168,21 @@ pub fn rows(config: &Config, shapes: &Shapes) -> Result<Vec<Row>> {
         (config.sft.optimizer.optimizer_offload, config.policy.optimizer.optimizer_offload);
     if early == late {
         rows.push(state(
-            "policy: moments, masters",
+            "policy: moments, master weights",
             sft.masters_and_moments,
             rl.masters_and_moments,
             late,
         ));
     } else {
-        rows.push(state("policy: moments, masters", sft.masters_and_moments, 0, early));
-        rows.push(state("policy: moments, masters", 0, rl.masters_and_moments, late));
+        rows.push(state("policy: moments, master weights", sft.masters_and_moments, 0, early));
+        rows.push(state("policy: moments, master weights", 0, rl.masters_and_moments, late));
     }
     rows.extend([
         row("policy: gradients", sft.gradients, rl.gradients),
         row("PRM: weights", 0, prm.as_ref().map_or(0, |(model, _)| prm_weights(model))),
         row("PRM: adapters", 0, of_prm(|prm| prm.adapters)),
         state(
-            "PRM: moments, masters",
+            "PRM: moments, master weights",
             0,
             of_prm(|prm| prm.masters_and_moments),
             config.prm.optimizer.optimizer_offload,
@@ -199,7 +199,7 @@ pub fn rows(config: &Config, shapes: &Shapes) -> Result<Vec<Row>> {
         row("reference of KL", 0, shapes.kl_reference.as_ref().map_or(0, weights)),
         row("critic: weights", 0, critic.as_ref().map_or(0, |(model, _)| weights(model))),
         state(
-            "critic: moments, masters",
+            "critic: moments, master weights",
             0,
             critic.as_ref().map_or(0, |(_, critic)| critic.masters_and_moments),
             config.critic.optimizer.optimizer_offload,

@@ -425,12 +425,12 @@ mod tests {
         let (config, outline) = plan(&[]);
         let elements = Layout::new(&outline.policy).elements;
         assert_eq!(of_rl(&config, &outline, "policy: weights"), 4 * elements);
-        assert_eq!(of_rl(&config, &outline, "PRM: moments, masters"), 8 * elements);
+        assert_eq!(of_rl(&config, &outline, "PRM: moments, master weights"), 8 * elements);
         assert_eq!(of_rl(&config, &outline, "reference"), 0);
         let full = total(&config, &outline);
 
         let (frozen, outline) = plan(&["prm.reference=frozen", "model.dtype=bfloat16"]);
-        assert_eq!(of_rl(&frozen, &outline, "policy: moments, masters"), 12 * elements);
+        assert_eq!(of_rl(&frozen, &outline, "policy: moments, master weights"), 12 * elements);
         assert_eq!(of_rl(&frozen, &outline, "reference"), 2 * elements);
 
         let (held, outline) = plan(&["policy.kl_coef=0.1"]);
@@ -444,7 +444,7 @@ mod tests {
 
         // Moments of a byte, and a scale of 256 of them.
         let (int8, outline) = plan(&["policy.optimizer_state=int8"]);
-        let moments = of_rl(&int8, &outline, "policy: moments, masters");
+        let moments = of_rl(&int8, &outline, "policy: moments, master weights");
         assert!((2 * elements..2 * elements + elements / 16).contains(&moments), "{moments}");
         let (low, outline) =
             plan(&["lora.rank=4", "lora.sft=false", "prm.reference=frozen", "train.compare=false"]);
