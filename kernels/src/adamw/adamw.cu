@@ -132,6 +132,8 @@ template <class T, bool ALIGNED> KERNEL(256) void adamw_blocks(const AdamwBlocks
     }
     if (!eight) return;
     const float new_m_scale = warp_max(most_m) / LARGEST, new_v_scale = warp_max(most_v) / LARGEST;
+    // The other lanes have read the scales.
+    sync_warp();
     if (lane() == 0) {
         args.m_scales[block] = new_m_scale;
         args.v_scales[block] = new_v_scale;
