@@ -77,7 +77,7 @@ fn update(name: PrmLoss, tokens: usize, minibatches: usize) -> (f64, Vec<f32>, V
     batch.ref_log_probs = score(&mut engine, &batch.samples());
     let mismatched = Mismatched::of(&batch, 14);
     let under_reference = score(&mut engine, mismatched.samples());
-    let mut learner = Learner::new(prm, &config.prm.optimizer, 8).unwrap();
+    let mut learner = Learner::new(prm, &config.prm.optimizer, 8, config.seed).unwrap();
     let loss = Loss { name, beta: 0.7, margin: 0.5, desirable: 1.5, undesirable: 0.5 };
     let settings = Settings { loss, minibatches, epochs: 2 };
     let mismatched = Some((&mismatched, &under_reference[..]));

@@ -74,7 +74,7 @@ fn projection(bench: &Bench, sizes: &Sizes, model: &Model, cases: &mut Vec<Case>
     let seconds = bench.time(|| {
         Ok(log_prob::backward(
             d_hidden.view_mut(),
-            d_weight.view_mut(),
+            Some(d_weight.view_mut()),
             d_log_probs.view(),
             None,
             x,
@@ -283,11 +283,13 @@ fn update(bench: &Bench, parameters: usize) -> Result<Case> {
         weight_decay: 0.1,
         step: 1,
         gradient_scale: 0.5,
+        seed: 0,
+        first: 0,
     };
     let mut once = || -> Result<()> {
-        let (master, compute) = (master.view_mut(), Some(compute.view_mut()));
-        let (m, v) = (m.view_mut(), v.view_mut());
-        Ok(adamw::update(master, compute, m, v, gradient.view(), settings)?)
+        let weights = adamw::Parameters::Masters(master.view_mut(), Some(compute.view_mut()));
+        let moments = adamw::Moments::Float32 { m: m.view_mut(), v: v.view_mut() };
+        Ok(adamw::update(weights, moments, gradient.view(), settings)?)
     };
     // The first update is compared; those that are timed go on from it.
     once()?;
@@ -300,9 +302,9 @@ fn update(bench: &Bench, parameters: usize) -> Result<Case> {
         comparison.add(found[i], exact, 4.0 * UNIT * w.abs() + 16.0 * UNIT * 1e-3);
     }
     let seconds = bench.time(|| {
-        let (master, compute) = (master.view_mut(), Some(compute.view_mut()));
-        let (m, v) = (m.view_mut(), v.view_mut());
-        Ok(adamw::update(master, compute, m, v, gradient.view(), settings)?)
+        let weights = adamw::Parameters::Masters(master.view_mut(), Some(compute.view_mut()));
+        let moments = adamw::Moments::Float32 { m: m.view_mut(), v: v.view_mut() };
+        Ok(adamw::update(weights, moments, gradient.view(), settings)?)
     })?;
     Ok(Case {
         operation: "adamw".to_owned(),
