@@ -444,7 +444,10 @@ impl Trainer {
             sampled.errors += collected.errors;
             sampled.timeouts += collected.timeouts;
             sampled.ungraded_groups += collected.dropped_groups;
-            let (mut round, places) = (collected.batch, collected.prompts);
+            // Groups that could not be graded are gone: from here on a prompt stands beside each group.
+            let mut round = collected.batch;
+            let prompts: Vec<Prompt> =
+                collected.prompts.iter().map(|&place| prompts[place].clone()).collect();
             if self.config.advantage.granularity == Granularity::Step && self.prm.is_some() {
                 let separator = &self.config.advantage.step_separator;
                 steps::mark(&mut round, self.prompts.tokenizer(), separator)?;
@@ -468,7 +471,7 @@ impl Trainer {
             if filter_config.refill == Refill::Resample {
                 self.state
                     .buffer
-                    .extend(selection.surplus.iter().map(|&group| prompts[places[group]].index));
+                    .extend(selection.surplus.iter().map(|&group| prompts[group].index));
             }
         }
         sampled.length = sampled.sampled_tokens as f64 / f64::max(responses, 1.0);

@@ -113,6 +113,7 @@ fn a_run_reserves_what_was_planned() {
             prm: Some(shape.clone()),
             reference: Some(shape),
             critic: None,
+            kl_reference: None,
         };
         let rows = memory::rows(&config, &shapes).unwrap();
         let planned = memory::peak(&config, &rows);
