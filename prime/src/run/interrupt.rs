@@ -33,6 +33,11 @@ pub fn withdraw() {
     LEFT.store(NEVER, Ordering::SeqCst);
 }
 
+/// Whether a stop is asked for already.
+pub fn is_requested() -> bool {
+    LEFT.load(Ordering::SeqCst) == 0
+}
+
 /// Whether the run is to stop rather than begin another step. Asked once before each.
 pub(super) fn stops_here() -> bool {
     let count = |left: u64| if left == NEVER { None } else { left.checked_sub(1) };

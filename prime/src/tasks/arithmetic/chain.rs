@@ -95,6 +95,12 @@ impl Chain {
             .fold(self.first, |value, operation| operation.apply(value, u32::MAX).unwrap_or(value))
     }
 
+    /// The chain's value, when every value on the way lies in 0 to `highest`.
+    pub fn checked_value(&self, highest: u32) -> Option<u32> {
+        let apply = |value, operation: &Operation| operation.apply(value, highest);
+        self.operations.iter().try_fold(self.first, apply)
+    }
+
     /// Reads a chain as it is written. `None` when the text is no chain, has other brackets than the fewest, or has a
     /// value below 0 or beyond 32 bits.
     pub fn parse(text: &str) -> Option<Chain> {

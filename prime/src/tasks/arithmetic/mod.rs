@@ -13,6 +13,7 @@
 //! every step pays.
 
 mod chain;
+mod mistake;
 mod work;
 
 use anyhow::{Result, ensure};
@@ -20,6 +21,7 @@ use prime_runtime::random::Generator;
 use serde::{Deserialize, Serialize};
 
 pub use chain::{Chain, Operation, Operator};
+pub use mistake::{Mistake, Planted, plant};
 pub use work::{Line, Work, check_work};
 
 use super::{Problem, Split, Task, generated};
@@ -41,8 +43,22 @@ pub struct ArithmeticSettings {
     pub skip_three: f32,
     /// Probability that one line of a demonstration holds a slip that is repaired at once.
     pub repair: f32,
+    /// Whether a slip is of any kind, or a wrong result each time.
+    pub slips: Slips,
+    /// Probability that a repair is right; one that is not states another wrong result, and the answer is wrong.
+    pub repair_success: f32,
     /// One prompt in so many is held out.
     pub held_out_one_in: u32,
+}
+
+/// What slips demonstrations hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Slips {
+    /// Wrong results.
+    Result,
+    /// Mistakes of every kind of [`Mistake`], as the line gives occasion.
+    All,
 }
 
 impl Default for ArithmeticSettings {
@@ -54,6 +70,8 @@ impl Default for ArithmeticSettings {
             skip_two: 0.35,
             skip_three: 0.15,
             repair: 0.10,
+            slips: Slips::Result,
+            repair_success: 1.0,
             held_out_one_in: 16,
         }
     }
@@ -75,6 +93,7 @@ impl Arithmetic {
             skip_two,
             skip_three,
             repair,
+            repair_success,
             ..
         } = settings;
         ensure!(
@@ -83,9 +102,12 @@ impl Arithmetic {
              {max_operations}"
         );
         ensure!((9..=9999).contains(&highest), "highest must lie in 9 to 9999, and is {highest}");
-        for (name, value) in
-            [("skip_two", skip_two), ("skip_three", skip_three), ("repair", repair)]
-        {
+        for (name, value) in [
+            ("skip_two", skip_two),
+            ("skip_three", skip_three),
+            ("repair", repair),
+            ("repair_success", repair_success),
+        ] {
             ensure!((0.0..=1.0).contains(&value), "{name} must lie in 0 to 1, and is {value}");
         }
         ensure!(
@@ -105,8 +127,8 @@ impl Arithmetic {
     /// A demonstration of a chain, with the habits of the settings.
     fn demonstration(&self, chain: &Chain, random: &mut Generator) -> String {
         let settings = &self.settings;
-        let mut lines = Vec::new();
-        let (mut value, mut done) = (chain.first, 0);
+        let mut parts = Vec::new();
+        let mut done = 0;
         while done < chain.operations.len() {
             let habit = random.uniform();
             let at_once = match habit {
@@ -115,21 +137,50 @@ impl Arithmetic {
                 _ => 1,
             };
             let end = (done + at_once).min(chain.operations.len());
-            let part = Chain { first: value, operations: chain.operations[done..end].to_vec() };
-            value = part.value();
-            lines.push((part.to_string(), value));
+            parts.push(done..end);
             done = end;
         }
         let slip =
-            (random.uniform() < settings.repair).then(|| random.below(lines.len() as u32) as usize);
-        let mut text = String::new();
-        for (place, (left, right)) in lines.iter().enumerate() {
+            (random.uniform() < settings.repair).then(|| random.below(parts.len() as u32) as usize);
+        let (mut text, mut value) = (String::new(), chain.first);
+        for (place, operations) in parts.into_iter().enumerate() {
+            let rest = &chain.operations[operations.end..];
+            let part = Chain { first: value, operations: chain.operations[operations].to_vec() };
+            value = part.value();
             if slip == Some(place) {
-                text += &format!("{left}={}!", near_miss(*right, settings.highest, random));
+                text += &format!("{}!", self.slip(&part, place == 0, random));
+                value = self.repaired(value, rest, random);
             }
-            text += &format!("{left}={right};");
+            text += &format!("{part}={value};");
         }
         text + &format!("#{value}")
+    }
+
+    /// A line that is about to be taken back.
+    fn slip(&self, part: &Chain, first_line: bool, random: &mut Generator) -> String {
+        let highest = self.settings.highest;
+        if self.settings.slips == Slips::All {
+            let mistake = Mistake::ALL[random.below(Mistake::ALL.len() as u32) as usize];
+            if let Some(planted) = plant(part, mistake, first_line, highest, random) {
+                return planted.text;
+            }
+        }
+        format!("{part}={}", mistake::near_miss(part.value(), highest, random))
+    }
+
+    /// The result that a repair states: the right one, or another from which the rest of the chain can go on.
+    fn repaired(&self, right: u32, rest: &[Operation], random: &mut Generator) -> u32 {
+        let ArithmeticSettings { repair_success, highest, .. } = self.settings;
+        if repair_success >= 1.0 || random.uniform() < repair_success {
+            return right;
+        }
+        let goes_on = |first: u32| {
+            Chain { first, operations: rest.to_vec() }.checked_value(highest).is_some()
+        };
+        let wrong: Vec<u32> = (right.saturating_sub(3)..=(right + 3).min(highest))
+            .filter(|&value| value != right && goes_on(value))
+            .collect();
+        if wrong.is_empty() { right } else { wrong[random.below(wrong.len() as u32) as usize] }
     }
 }
 
@@ -141,14 +192,6 @@ fn candidate(operations: u32, highest: u32, random: &mut Generator) -> (String, 
 
 fn prompt(chain: &Chain) -> String {
     format!("{chain}:")
-}
-
-/// A wrong result: another value at most 3 away.
-fn near_miss(right: u32, highest: u32, random: &mut Generator) -> u32 {
-    let misses: Vec<u32> = (right.saturating_sub(3)..=(right + 3).min(highest))
-        .filter(|&value| value != right)
-        .collect();
-    misses[random.below(misses.len() as u32) as usize]
 }
 
 impl Task for Arithmetic {
