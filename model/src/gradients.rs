@@ -59,6 +59,11 @@ impl Gradients {
         self.data.view()
     }
 
+    /// The whole arena, to write.
+    pub fn data_mut(&mut self) -> ViewMut<'_> {
+        self.data.view_mut()
+    }
+
     /// One parameter's gradient, to read.
     pub fn view(&self, range: &Range<usize>, dims: &[usize]) -> View<'_> {
         self.data.view().rows(range.clone()).reshape(dims)

@@ -65,7 +65,7 @@ impl StateSettings {
 }
 
 /// Parameters whose state is on a device at once where it lies in the host's memory: whole blocks.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 18;
 
 /// The learning rate's course after its warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -185,7 +185,7 @@ impl Weights {
     /// The ranges of [`Weights::trainable`] that weight decay covers, and those that it spares.
     pub(crate) fn decay_ranges(&self) -> [Vec<Range<usize>>; 2] {
         match &self.adapter {
-            Some(adapter) => [vec![0..adapter.layout().elements], Vec::new()],
+            Some(adapter) => [std::iter::once(0..adapter.layout().elements).collect(), Vec::new()],
             None => [self.layout.decayed().collect(), self.layout.undecayed().collect()],
         }
     }

@@ -143,6 +143,7 @@ pub struct Config {
     pub policy: PolicyConfig,
     pub train: TrainConfig,
     pub eval: EvalConfig,
+    pub study: StudyConfig,
 }
 
 /// `[task]`
@@ -477,6 +478,18 @@ impl PolicyConfig {
     }
 }
 
+/// `[study]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct StudyConfig {
+    pub seeds: u64,
+    pub triples: usize,
+    pub continuations: usize,
+    pub batches: Vec<u64>,
+    pub steps: Vec<u64>,
+}
+
 impl Config {
     /// Defaults, then `files` from left to right, then `overrides` (`section.key=value`), checked.
     ///
@@ -570,6 +583,9 @@ impl Config {
             ("train.micro_batch_tokens", self.train.micro_batch_tokens, 1 << 22),
             ("eval.problems", self.eval.problems, MANY),
             ("eval.samples", self.eval.samples, 1 << 16),
+            ("study.seeds", self.study.seeds as usize, 1 << 10),
+            ("study.triples", self.study.triples, MANY),
+            ("study.continuations", self.study.continuations, 1 << 16),
         ];
         for (name, value, most) in counts {
             ensure!((1..=most).contains(&value), "{name} is {value}, expected 1 to {most}");

@@ -26,6 +26,7 @@ pub mod setup;
 pub mod sft;
 pub mod step;
 pub mod steps;
+pub mod study;
 pub mod tasks;
 pub mod tensorboard;
 pub mod trainer;

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::prompts::Prompts;
 use crate::step::curriculum::{ByGroup, Curriculum};
 use crate::step::filter::{self, Bounds, Counts};
-use crate::step::rollout::{self, Stop};
+use crate::step::rollout::{self, Prompt, Stop};
 use crate::step::{
     Granularity, PrmLoss, Rollouts, accuracy, advantage, filter::Refill as Selector, grade,
     implicit_reward, policy_loss, policy_update, prm_update, steps,

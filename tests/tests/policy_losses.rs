@@ -32,6 +32,7 @@ fn settings(loss: PolicyLoss, aggregation: Aggregation) -> Settings {
         epochs: 2,
         seed: 3,
         step: 5,
+        critic: None,
     }
 }
 
@@ -76,7 +77,7 @@ impl Bench {
     fn update(&self, settings: &Settings, tokens: usize) -> (Outcome, Vec<u32>) {
         let config = runs::config(&["policy.learning_rate=0.01", "policy.warmup=0"]).unwrap();
         let weights = self.model.duplicate().unwrap().weights;
-        let mut learner = Learner::new(weights, &config.policy.optimizer, 10).unwrap();
+        let mut learner = Learner::new(weights, &config.policy.optimizer, 10, 1).unwrap();
         let mut engine = engine(&self.model, tokens);
         let outcome = policy_update(&mut engine, &mut learner, &self.batch, settings).unwrap();
         let bits = learner.weights.data().view().to_f32_vec().iter().map(|x| x.to_bits()).collect();
@@ -173,7 +174,7 @@ fn a_penalty_without_its_reference_is_refused() {
     bench.batch.kl_ref_log_probs.clear();
     let config = runs::config::<&str>(&[]).unwrap();
     let weights = bench.model.duplicate().unwrap().weights;
-    let mut learner = Learner::new(weights, &config.policy.optimizer, 10).unwrap();
+    let mut learner = Learner::new(weights, &config.policy.optimizer, 10, 1).unwrap();
     let refused =
         policy_update(&mut engine(&bench.model, 64), &mut learner, &bench.batch, &settings);
     assert!(refused.unwrap_err().to_string().contains("kl_ref_log_probs has 0 values"));

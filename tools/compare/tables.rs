@@ -78,7 +78,25 @@ pub const TABLES: [Table; 3] = [
         // With one update a batch every ratio is 1, and all losses are one.
         settings: &["policy.minibatches=2", "policy.epochs=2"],
         variants: &[Variant::Process],
-        rows: &[row("ppo", &[]), row("ppo, dual clip", &["policy.dual_clip=3"])],
+        rows: &[
+            row("ppo", &[]),
+            row("ppo, dual clip", &["policy.dual_clip=3"]),
+            row("gspo", &["policy.loss=gspo", "policy.clip_low=3e-4", "policy.clip_high=4e-4"]),
+            row("cispo", &["policy.loss=cispo"]),
+            row("clip-cov", &["policy.loss=clip-cov", "policy.cov_share=0.01"]),
+            row("kl-cov", &["policy.loss=kl-cov", "policy.cov_share=0.01"]),
+            row(
+                "dapo",
+                &[
+                    "policy.clip_high=0.28",
+                    "policy.aggregation=token-mean",
+                    "policy.mask_truncated=true",
+                    "advantage.overlong_buffer=16",
+                    "advantage.overlong_factor=0.5",
+                ],
+            ),
+            row("ppo, KL in the loss", &["policy.kl_coef=0.01"]),
+        ],
     },
     Table {
         name: "prm-losses",

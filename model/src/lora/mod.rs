@@ -128,7 +128,8 @@ impl AdapterLayout {
         let q = config.num_heads * config.head_dim;
         let kv = config.num_kv_heads * config.head_dim;
         // In the order of `Place`: the block's part, its inputs, and its projections with their outputs.
-        let products: [(&str, usize, &[(&str, usize)]); 4] = [
+        type Product<'a> = (&'a str, usize, &'a [(&'a str, usize)]);
+        let products: [Product<'_>; 4] = [
             ("self_attn", hidden, &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)]),
             ("self_attn", q, &[("o_proj", hidden)]),
             ("mlp", hidden, &[("gate_proj", intermediate), ("up_proj", intermediate)]),

@@ -19,6 +19,7 @@ mod report;
 mod score;
 mod score_page;
 mod sft;
+mod study;
 mod train;
 mod values;
 mod watch;
@@ -70,6 +71,7 @@ enum Command {
     Report(report::ReportArgs),
     Watch(watch::WatchArgs),
     Plan(plan::PlanArgs),
+    Study(study::StudyArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -155,6 +157,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Report(args) => report::run(&args),
         Command::Watch(args) => watch::run(&args),
         Command::Plan(args) => plan::run(args, threads),
+        Command::Study(args) => study::run(args, threads),
         Command::Doctor(args) => in_pool(threads, || doctor::run(&args)),
     }
 }

@@ -164,7 +164,7 @@ mod tests {
         let texts = texts.iter().map(|text| text.to_string()).collect();
         let stop = Stop { tokens: vec![1], texts, tokenizer: tokenizer.clone() };
         let prompts = [prompt(0, "abc"), prompt(1, "jj")];
-        rollout(&mut generator, &prompts, &settings, &stop, |_| ()).unwrap()
+        rollout(&mut generator, &prompts, &settings, &stop, &mut |_, _| ()).unwrap()
     }
 
     /// The text of a character tokenizer, special tokens as one character each.

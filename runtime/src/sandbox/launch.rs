@@ -202,8 +202,11 @@ fn root(sandbox: &Sandbox) -> Outcome<(Vec<CString>, Vec<Bind>)> {
     Ok((folders, binds))
 }
 
+/// What landlock is told: the version of its interface, and the paths that may be opened and how.
+type Rules = (u32, Vec<(CString, Access)>);
+
 /// What Landlock is to allow.
-fn rules(sandbox: &Sandbox) -> Outcome<Option<(u32, Vec<(CString, Access)>)>> {
+fn rules(sandbox: &Sandbox) -> Outcome<Option<Rules>> {
     let version = landlock::version();
     match (sandbox.mode, version) {
         (Mode::Limits, _) | (Mode::Namespaces, None) => return Ok(None),

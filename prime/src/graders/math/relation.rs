@@ -167,10 +167,10 @@ pub(super) fn same(a: &str, b: &str, depth: usize, steps: &mut Steps) -> Option<
     let value = |x: &str, y: &str, steps: &mut Steps| super::same(x, y, depth + 1, steps);
     let (named_a, named_b) = (named(a), named(b));
     match (named_a, named_b) {
-        (Some((name_a, value_a)), Some((name_b, value_b))) if name_a == name_b => {
-            if value(value_a, value_b, steps) {
-                return Some(true);
-            }
+        (Some((name_a, value_a)), Some((name_b, value_b)))
+            if name_a == name_b && value(value_a, value_b, steps) =>
+        {
+            return Some(true);
         }
         (Some((_, value_a)), None) if Chain::parse(b).is_none() => {
             return Some(value(value_a, b, steps));

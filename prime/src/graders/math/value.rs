@@ -476,7 +476,7 @@ impl Value {
             return Some(exact.parts().0.signum() as i32);
         }
         let real = self.real?;
-        (real.value.abs() > real.error).then(|| if real.value > 0.0 { 1 } else { -1 })
+        (real.value.abs() > real.error).then_some(if real.value > 0.0 { 1 } else { -1 })
     }
 }
 
