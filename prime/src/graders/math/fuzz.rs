@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use prime_runtime::random::{Generator, Stream};
 
+use super::canonical::canonical;
 use super::steps::{BUDGET, Steps};
+use super::units::split_unit;
 use super::{Math, equal_within};
 use crate::graders::Grader;
 
@@ -67,7 +69,8 @@ fn fuzz(pairs: u64) -> (u32, u64, Duration) {
         let mut steps = Steps::new();
         let turned = equal_within(&b, &a, &mut steps);
         // A choice is read from what was answered, not from the reference.
-        let chosen = super::choice(a.trim()).is_some() || super::choice(b.trim()).is_some();
+        let is_choice = |text: &str| super::choice(&canonical(split_unit(text).0)).is_some();
+        let chosen = is_choice(&a) || is_choice(&b);
         assert!(chosen || equal == turned || steps.exhausted(), "{a:?} and {b:?}");
         let grade = Math.grade(&a, &b);
         assert_eq!((0.0..=1.0).contains(&grade.score), grade.failure.is_none());
