@@ -6,6 +6,7 @@
 set -eu
 prime=$1
 runs=${2:-$(mktemp -d)}
+mkdir -p "$runs"
 [ $# -gt 2 ] && shift 2 || shift $#
 more=""
 for setting in "$@"; do more="$more --set $setting"; done
