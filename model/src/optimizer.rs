@@ -210,9 +210,8 @@ impl AdamW {
         let scales = match state.int8 {
             false => None,
             true => {
-                let [decayed, undecayed] = weights.decay_ranges();
-                let ranges = decayed.iter().chain(&undecayed);
-                let blocks = ranges.map(|range| range.len().div_ceil(BLOCK)).sum();
+                let ranges = weights.decay_ranges();
+                let blocks = ranges.iter().map(|range| range.len().div_ceil(BLOCK)).sum();
                 Some([of(DType::F32, blocks, BLOCK)?, of(DType::F32, blocks, BLOCK)?])
             }
         };
@@ -250,12 +249,10 @@ impl AdamW {
         self.step += 1;
         let limit = self.settings.max_gradient_norm;
         let gradient_scale = if limit > 0.0 && norm > limit { limit / (norm + 1e-6) } else { 1.0 };
-        let [decayed, undecayed] = weights.decay_ranges();
-        let decayed = decayed.into_iter().map(|range| (range, self.settings.weight_decay));
-        let undecayed = undecayed.into_iter().map(|range| (range, 0.0));
         let piece = if self.m.staging.is_some() { PIECE } else { usize::MAX };
         let mut block = 0;
-        for (range, weight_decay) in decayed.chain(undecayed).collect::<Vec<_>>() {
+        let decays = [self.settings.weight_decay, 0.0];
+        for (range, weight_decay) in weights.decay_ranges().into_iter().zip(decays) {
             let mut start = range.start;
             while start < range.end {
                 let part = start..start.saturating_add(piece).min(range.end);

@@ -182,11 +182,14 @@ impl Weights {
         }
     }
 
-    /// The ranges of [`Weights::trainable`] that weight decay covers, and those that it spares.
-    pub(crate) fn decay_ranges(&self) -> [Vec<Range<usize>>; 2] {
+    /// The range of [`Weights::trainable`] that weight decay covers, and the one that it spares.
+    pub(crate) fn decay_ranges(&self) -> [Range<usize>; 2] {
         match &self.adapter {
-            Some(adapter) => [std::iter::once(0..adapter.layout().elements).collect(), Vec::new()],
-            None => [self.layout.decayed().collect(), self.layout.undecayed().collect()],
+            Some(adapter) => {
+                let elements = adapter.layout().elements;
+                [0..elements, elements..elements]
+            }
+            None => [self.layout.decayed(), self.layout.undecayed()],
         }
     }
 

@@ -64,7 +64,7 @@ fn a_prm_learns_a_planted_mistake_from_outcomes_alone_and_finds_it_in_steps() {
         "--set",
         "prm.learning_rate=1e-2",
         "--set",
-        "offline.epochs=8",
+        "offline.epochs=12",
         "--set",
         "offline.max_tokens=48",
         "--set",

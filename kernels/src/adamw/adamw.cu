@@ -51,7 +51,7 @@ DEVICE float decode(u32 code, float smallest) {
     return code < 8 ? static_cast<float>(code) * (smallest / 8) : bit_cast<float>((code + code_base(smallest)) << 20);
 }
 constexpr float SMALLEST_FIRST = 1.0f / 16384, SMALLEST_SECOND = 1.0f / 1073741824, LARGEST = 1.875f;
-constexpr u32 ROUNDING = 7;
+constexpr u32 ROUNDING = 8;
 
 template <class T> struct AdamwBlocks {
     // Null where weights are bfloat16 alone, rounded at random.

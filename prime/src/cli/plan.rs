@@ -450,7 +450,9 @@ mod tests {
             plan(&["lora.rank=4", "lora.sft=false", "prm.reference=frozen", "train.compare=false"]);
         assert_eq!(of_rl(&low, &outline, "PRM: weights"), 0);
         assert_eq!(of_rl(&low, &outline, "reference"), 0);
-        assert!(total(&low, &outline) < full / 2);
+        // The weights, moments and gradients of three models less, the adapters' own and their products more.
+        let saved = full - total(&low, &outline);
+        assert!((28 * elements..36 * elements).contains(&saved), "{saved} of {elements} elements");
     }
 
     #[test]

@@ -81,8 +81,9 @@ pub(super) fn run(
     let reason = wait(&process, pid, limits);
     let mut finished = collect(pid, reason, limits)?;
     [finished.stdout, finished.stderr] = [read(&outputs[0])?, read(&outputs[1])?];
-    let killed = matches!(finished.ending, Ending::Signalled(_) | Ending::Exited(_));
-    if killed && finished.stdout.len() as u64 >= limits.output {
+    // The first process of a namespace outlives the signal of a full file: it goes on, in vain, until its processor time is up.
+    let ended = !matches!(finished.ending, Ending::WallTime);
+    if ended && finished.stdout.len() as u64 >= limits.output {
         finished.ending = Ending::Output;
     }
     Ok(finished)
