@@ -64,7 +64,7 @@ fn a_prm_learns_a_planted_mistake_from_outcomes_alone_and_finds_it_in_steps() {
         "--set",
         "prm.learning_rate=1e-2",
         "--set",
-        "offline.epochs=12",
+        "offline.epochs=8",
         "--set",
         "offline.max_tokens=48",
         "--set",
@@ -123,7 +123,10 @@ fn a_prm_learns_a_planted_mistake_from_outcomes_alone_and_finds_it_in_steps() {
         let found = report["found"].as_array().unwrap();
         found.iter().find(|found| found["signal"] == name).unwrap().clone()
     };
-    assert!(signal(&found, "step reward")["f1"].as_f64().unwrap() > 0.95, "{found}");
+    // Cross-entropy holds the sum of a response's log-ratios and leaves open which of its steps they fall on: a step's own share is noisier than
+    // the sum up to its end.
+    assert!(signal(&found, "prefix value")["f1"].as_f64().unwrap() > 0.99, "{found}");
+    assert!(signal(&found, "step reward")["f1"].as_f64().unwrap() > 0.9, "{found}");
     assert_eq!((&found["solutions"], &found["left_out"]), (&json!(160), &json!(0)));
     let details = std::fs::read_to_string(folder.path().join("found.jsonl")).unwrap();
     assert_eq!(details.lines().count(), 160);
