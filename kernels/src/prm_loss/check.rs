@@ -30,7 +30,8 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let (prm, frozen) = (log_probs(), log_probs());
     let mut cu_targets = vec![0];
     for _ in 0..sequences {
-        cu_targets.push(cu_targets[cu_targets.len() - 1] + [0, 1, 1, 1, 4][random.below(5) as usize]);
+        cu_targets
+            .push(cu_targets[cu_targets.len() - 1] + [0, 1, 1, 1, 4][random.below(5) as usize]);
     }
     let targets = cu_targets[sequences] as usize;
     let mut column = |of: &mut dyn FnMut(u32, f32) -> f32| {
@@ -91,13 +92,16 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let allowed: f64 = (0..sequences)
         .map(|response| match settings.over {
             Over::Responses => of_logit(response),
-            Over::Prefixes => of_logit(response) * f64::from(offsets[response + 1] - offsets[response]),
+            Over::Prefixes => {
+                of_logit(response) * f64::from(offsets[response + 1] - offsets[response])
+            }
         })
         .sum();
     compare("loss", &[loss], &[oracle.loss(&prm64)], |_| allowed)?;
 
     let mut gradient = random.blank(DType::F32, &[tokens.max(1)]);
-    super::backward(gradient.head_mut(tokens), inputs, settings).map_err(|error| error.to_string())?;
+    super::backward(gradient.head_mut(tokens), inputs, settings)
+        .map_err(|error| error.to_string())?;
     let (expected, magnitude) = oracle.gradient(&prm64);
     let actual: Vec<f64> = gradient.head(tokens).to_f32_vec().into_iter().map(f64::from).collect();
     compare("d_prm_log_probs", &actual, &expected, |t| {

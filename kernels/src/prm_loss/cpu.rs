@@ -64,22 +64,18 @@ pub(super) fn forward(inputs: &Slices<'_>, settings: &Settings) -> f64 {
         inputs.logits(response, settings, |_, logit| {
             total += match settings.cost {
                 // softplus(x) - y x, where softplus(x) = max(x, 0) + log(1 + e^-|x|).
-                Cost::CrossEntropy => inputs.targets(response, logit, |x, y| {
-                    x.max(0.0) - y * x + (-x.abs()).exp().ln_1p()
-                }),
-                Cost::Error => inputs
-                    .targets(response, logit, |x, y| y * sigmoid(-x) + (1.0 - y) * sigmoid(x)),
+                Cost::CrossEntropy => inputs
+                    .targets(response, logit, |x, y| x.max(0.0) - y * x + (-x.abs()).exp().ln_1p()),
+                Cost::Error => {
+                    inputs.targets(response, logit, |x, y| y * sigmoid(-x) + (1.0 - y) * sigmoid(x))
+                }
             };
         });
     }
     total / settings.divisor
 }
 
-pub(super) fn backward(
-    d_prm_log_probs: &mut [f32],
-    inputs: &Slices<'_>,
-    settings: &Settings,
-) {
+pub(super) fn backward(d_prm_log_probs: &mut [f32], inputs: &Slices<'_>, settings: &Settings) {
     let scale = f64::from(settings.beta) / settings.divisor;
     for response in 0..inputs.sequences() {
         let span = inputs.cu_seqlens[response] as usize..inputs.cu_seqlens[response + 1] as usize;

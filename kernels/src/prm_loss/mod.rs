@@ -189,8 +189,7 @@ fn check_sequences(
 ) -> Result<()> {
     if cumulative.dims().len() != 1 || cumulative.dims()[0] == 0 {
         let found = cumulative.dims();
-        return dims
-            .fail(format!("`{name}` is {found:?}, expected one entry more than sequences"));
+        return dims.fail(format!("`{name}` is {found:?}, expected one entry more than sequences"));
     }
     let Some(offsets) = arguments::on_host::<u32>(operation, name, cumulative)? else {
         return Ok(());

@@ -80,9 +80,8 @@ impl Batch {
         match self.over {
             Over::Responses => vec![self.beta * sum(span)],
             Over::Prefixes => {
-                let value = |end: usize| {
-                    self.beta * sum(span.start..end) / (end - span.start) as f64
-                };
+                let value =
+                    |end: usize| self.beta * sum(span.start..end) / (end - span.start) as f64;
                 (span.start + 1..=span.end).map(value).collect()
             }
         }

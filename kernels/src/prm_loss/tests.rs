@@ -154,8 +154,7 @@ fn micro_batches_add_up_to_the_batch() {
     for over in [Over::Responses, Over::Prefixes] {
         let settings = Settings { over, ..cross_entropy(0.5, 3.0) };
         let whole = run(&prm, &frozen, &[0, 10, 12, 30], &wanted, settings);
-        let head =
-            run(&prm[..12], &frozen[..12], &[0, 10, 12], &wanted[..2].to_vec(), settings);
+        let head = run(&prm[..12], &frozen[..12], &[0, 10, 12], &wanted[..2].to_vec(), settings);
         let tail = run(&prm[12..], &frozen[12..], &[0, 18], &wanted[2..].to_vec(), settings);
         assert_eq!([head.1, tail.1].concat(), whole.1);
         // 60 terms below 4, added in another order.
@@ -168,8 +167,7 @@ fn the_ends_of_a_pair_have_the_gradient_of_the_pair() {
     // -log sigmoid(z_w - z_l), whose halves are the two ends' losses.
     let (prm, frozen) = ([-0.5, -1.0, -2.0f32], [-1.5, -1.25, -1.0f32]);
     let (beta, z): (f64, [f64; 2]) = (0.5, [0.5 * 1.25, -0.5]);
-    let wanted: Wanted =
-        vec![vec![[1.0, z[1] as f32, 1.0]], vec![[0.0, z[0] as f32, 1.0]]];
+    let wanted: Wanted = vec![vec![[1.0, z[1] as f32, 1.0]], vec![[0.0, z[0] as f32, 1.0]]];
     let (loss, gradient) = run(&prm, &frozen, &[0, 2, 3], &wanted, cross_entropy(0.5, 1.0));
     let wrong = 1.0 / (1.0 + (z[0] - z[1]).exp());
     assert!((loss / 2.0 + (1.0 - wrong).ln()).abs() < 1e-15);
@@ -229,8 +227,7 @@ fn loss_and_gradient_are_those_of_the_published_programs() {
         let judge = &case["expect"]["prm_ce"];
         let expected = flat(&judge["grad_q"]);
         let graded: Vec<f32> = serde_json::from_value(case["input"]["outcome"].clone()).unwrap();
-        let settings =
-            cross_entropy(case["beta"].as_f64().unwrap() as f32, graded.len() as f64);
+        let settings = cross_entropy(case["beta"].as_f64().unwrap() as f32, graded.len() as f64);
         let (loss, gradient) = run(&prm, &frozen, &cu, &outcomes(&graded), settings);
         // The programs ran in float32: their own rounding is what is allowed for.
         let published = judge["loss"].as_f64().unwrap();

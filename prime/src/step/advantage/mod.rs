@@ -3,7 +3,7 @@
 //! Process rewards join each estimator as appendix B of arXiv 2502.01456 joins them: each part has its coefficient and its discount. Process
 //! rewards are summed from a token on, discounted by `process_gamma`; the outcome stands at the last token, so that token t receives
 //! outcome_gamma^(last - t) of it (the paper's outcomes are not discounted: 1). The outcome may carry a length penalty and a KL penalty
-//! ([`source`]). Without process rewards (`process_coef` 0) an estimator is the one published on
+//! (`source`). Without process rewards (`process_coef` 0) an estimator is the one published on
 //! outcomes alone.
 
 use anyhow::{Result, ensure};
