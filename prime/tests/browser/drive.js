@@ -84,14 +84,19 @@
     const measure = labelled("Colour by", root);
     const measures = [...measure.options].map((one) => one.value);
     check("there is a choice of colours", measures.length >= 2, measures.join());
+    let numbered = 0;
     for (const one of measures) {
       // Two measures may be in proportion: then the numbers at the scale tell them apart.
       const look = () => colours() + root.querySelector(".scale").textContent;
       const was = look();
       set(measure, one);
       check(`colour by ${one}`, painted() > 0 && (one === measures[0] || look() !== was), `${painted()} painted, ${root.querySelector(".scale").textContent}`);
+      // A measure that this step has not recorded says so instead.
+      const scale = root.querySelector(".scale").textContent;
+      numbered += /\d/.test(scale);
+      check(`the scale of ${one} has numbers or says why not`, /\d|not recorded/.test(scale), scale);
     }
-    check("the scale has numbers", /\d/.test(root.querySelector(".scale").textContent));
+    check("scales have numbers", numbered >= 2, String(numbered));
     const inspect = () => root.querySelector(".inspect").textContent;
     spans()[0].click();
     check("touching a token gives its values", inspect().startsWith("Token 1 of answer 1") && /\d/.test(inspect()), inspect());
