@@ -3,17 +3,15 @@
 //! `configs/default.toml` is at once the documentation, the list of all keys, and the defaults: a key that is not in it is
 //! refused with the nearest one that is.
 
-mod mix;
-
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use prime_kernels::numerics::Numerics;
 use prime_model::{AdamWSettings, Decay, LoraSettings, Schedule, StateSettings};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::graders::{GraderSettings, nearest};
+use crate::graders::GraderSettings;
 use crate::step::policy_loss::{Covariance, KlPenalty};
 use crate::step::prm_targets::Loss;
 use crate::step::{
@@ -22,9 +20,14 @@ use crate::step::{
 };
 use crate::tasks::{ArithmeticSettings, CountdownSettings, JsonlSettings};
 
+mod check;
 mod critic;
+mod merge;
+mod mix;
 
+use check::within;
 pub use critic::CriticConfig;
+use merge::{merge_text, set};
 
 /// The documented defaults, as text.
 pub const DEFAULT: &str = include_str!("../configs/default.toml");
@@ -542,170 +545,6 @@ impl Config {
         Ok(toml::to_string_pretty(self)?)
     }
 
-    fn check(&self) -> Result<()> {
-        prime_runtime::Device::parse(&self.device)?;
-        if let Err(message) = self.numerics.parse::<Numerics>() {
-            bail!("numerics: {message}");
-        }
-        self.grader.check()?;
-        self.lora.check()?;
-        let (dtype, device) = (&self.model.dtype, &self.device);
-        self.sft.optimizer.check("sft", dtype, device)?;
-        self.prm.optimizer.check("prm", dtype, device)?;
-        self.policy.optimizer.check("policy", dtype, device)?;
-        self.critic.optimizer.check("critic", dtype, device)?;
-        ensure!(
-            self.lora.rank == 0 || self.advantage.estimator != Estimator::Gae,
-            "lora.rank is {}, but advantage.estimator is \"gae\", whose critic trains all weights: take another estimator, or lora.rank=0",
-            self.lora.rank
-        );
-        // Generous, and small enough that no size computed from them overflows.
-        const MANY: usize = 1 << 24;
-        let counts = [
-            ("sft.batch_size", self.sft.batch_size, MANY),
-            ("rollout.prompts", self.rollout.prompts, MANY),
-            ("rollout.samples", self.rollout.samples, 1 << 16),
-            ("rollout.max_new_tokens", self.rollout.max_new_tokens, 1 << 20),
-            ("rollout.max_prompt_tokens", self.rollout.max_prompt_tokens, 1 << 20),
-            ("rollout.slots", self.rollout.slots, 1 << 14),
-            ("rollout.pass_tokens", self.rollout.pass_tokens, 1 << 22),
-            ("filter.groups", self.filter.groups, MANY),
-            ("filter.max_rounds", self.filter.max_rounds, MANY),
-            ("prm.minibatches", self.prm.minibatches, 1 << 16),
-            ("prm.epochs", self.prm.epochs, 1 << 16),
-            ("critic.minibatches", self.critic.minibatches, 1 << 16),
-            ("critic.epochs", self.critic.epochs, 1 << 16),
-            ("offline.max_tokens", self.offline.max_tokens, 1 << 21),
-            ("offline.batch_size", self.offline.batch_size, MANY),
-            ("offline.epochs", self.offline.epochs, 1 << 16),
-            ("policy.minibatches", self.policy.minibatches, 1 << 16),
-            ("policy.epochs", self.policy.epochs, 1 << 16),
-            ("train.micro_batch_tokens", self.train.micro_batch_tokens, 1 << 22),
-            ("eval.problems", self.eval.problems, MANY),
-            ("eval.samples", self.eval.samples, 1 << 16),
-            ("study.seeds", self.study.seeds as usize, 1 << 10),
-            ("study.triples", self.study.triples, MANY),
-            ("study.continuations", self.study.continuations, 1 << 16),
-        ];
-        for (name, value, most) in counts {
-            ensure!((1..=most).contains(&value), "{name} is {value}, expected 1 to {most}");
-        }
-        let steps = [
-            ("sft.steps", self.sft.steps),
-            ("sft.warmup", self.sft.optimizer.warmup),
-            ("prm.warmup", self.prm.optimizer.warmup),
-            ("prm.warmup_batches", self.prm.warmup_batches),
-            ("critic.warmup", self.critic.optimizer.warmup),
-            ("critic.warmup_batches", self.critic.warmup_batches),
-            ("policy.warmup", self.policy.optimizer.warmup),
-            ("train.steps", self.train.steps),
-            ("train.save_every", self.train.save_every),
-            ("train.stop_after", self.train.stop_after),
-            ("train.record_every", self.train.record_every),
-            ("train.record_update_every", self.train.record_update_every),
-        ];
-        for (name, value) in steps {
-            ensure!(value <= 1 << 30, "{name} is {value}, expected at most {}", 1 << 30);
-        }
-        ensure!(
-            self.sft.max_solution_tokens <= 1 << 20,
-            "sft.max_solution_tokens is {}, expected at most {}",
-            self.sft.max_solution_tokens,
-            1 << 20
-        );
-        ensure!(self.threads <= 1024, "threads is {}, expected 0 to 1024", self.threads);
-        ensure!(
-            self.rollout.samples >= 2,
-            "rollout.samples is {}, expected at least 2: each sample is compared with the others of its prompt",
-            self.rollout.samples
-        );
-        ensure!(
-            self.rollout.pass_tokens >= self.rollout.slots,
-            "rollout.pass_tokens is {}, expected at least rollout.slots, {}: each sequence under way feeds a token a pass",
-            self.rollout.pass_tokens,
-            self.rollout.slots
-        );
-        within("rollout.temperature", f64::from(self.rollout.temperature), 1e-3, 100.0)?;
-        within("rollout.top_p", f64::from(self.rollout.top_p), 1e-6, 1.0)?;
-        within("rollout.min_p", f64::from(self.rollout.min_p), 0.0, 1.0)?;
-        within("filter.lower", self.filter.lower, 0.0, 1.0)?;
-        within("filter.upper", self.filter.upper, self.filter.lower, 1.0)?;
-        within("filter.oversample", self.filter.oversample, 1.0, 65536.0)?;
-        ensure!(
-            !self.rollout.stop.iter().any(String::is_empty),
-            "rollout.stop holds an empty text, which every response would end with"
-        );
-        ensure!(
-            !self.filter.skip_solved || self.task.name == TaskName::Jsonl,
-            "filter.skip_solved needs a data set, whose problems come again: a built-in task never runs out of new ones"
-        );
-        within("prm.beta", self.prm.beta, 1e-9, 1e9)?;
-        within("prm.margin", self.prm.margin, 0.0, 1e9)?;
-        within("prm.kto_desirable", self.prm.kto_desirable, 0.0, 1e9)?;
-        within("prm.kto_undesirable", self.prm.kto_undesirable, 0.0, 1e9)?;
-        within("advantage.process_coef", self.advantage.process_coef, 0.0, 1e9)?;
-        within("advantage.gae_lambda", self.advantage.gae_lambda, 0.0, 1.0)?;
-        self.critic.check(self.advantage.estimator, &self.policy)?;
-        ensure!(
-            self.train.stop_after == 0 || self.eval.every > 0,
-            "train.stop_after is {}, but eval.every is 0: without evaluations there is nothing to stop for",
-            self.train.stop_after
-        );
-        within("advantage.outcome_coef", self.advantage.outcome_coef, 0.0, 1e9)?;
-        within("advantage.process_gamma", self.advantage.process_gamma, 0.0, 1.0)?;
-        within("policy.clip_low", f64::from(self.policy.clip_low), 0.0, 1.0)?;
-        within("policy.clip_high", f64::from(self.policy.clip_high), 0.0, 1e6)?;
-        within("policy.entropy_coef", f64::from(self.policy.entropy_coef), -10.0, 10.0)?;
-        self.check_losses()?;
-        within("eval.temperature", f64::from(self.eval.temperature), 0.0, 100.0)?;
-        ensure!(
-            self.policy.dual_clip == 0.0 || self.policy.dual_clip > 1.0,
-            "policy.dual_clip is {}, expected 0 (off) or more than 1",
-            self.policy.dual_clip
-        );
-        if prime_runtime::DType::parse(&self.model.dtype)
-            .is_none_or(|dtype| dtype == prime_runtime::DType::F16)
-        {
-            bail!("model.dtype is \"{}\", expected \"float32\" or \"bfloat16\"", self.model.dtype);
-        }
-        Ok(())
-    }
-
-    fn check_losses(&self) -> Result<()> {
-        let (advantage, policy) = (&self.advantage, &self.policy);
-        within("advantage.outcome_gamma", advantage.outcome_gamma, 0.0, 1.0)?;
-        within("advantage.process_lambda", advantage.process_lambda, 0.0, 1.0)?;
-        within("advantage.overlong_factor", advantage.overlong_factor, 0.0, 1e9)?;
-        within("advantage.kl_coef", advantage.kl_coef, 0.0, 1e9)?;
-        within("policy.kl_coef", policy.kl_coef, 0.0, 1e9)?;
-        within("policy.cov_share", policy.cov_share, 0.0, 1.0)?;
-        within("policy.cov_low", policy.cov_low, -1e9, 1e9)?;
-        within("policy.cov_high", policy.cov_high, policy.cov_low, 1e9)?;
-        within("policy.cov_penalty", policy.cov_penalty, 0.0, 1e9)?;
-        ensure!(
-            advantage.overlong_buffer <= self.rollout.max_new_tokens,
-            "advantage.overlong_buffer is {}, expected at most rollout.max_new_tokens, {}",
-            advantage.overlong_buffer,
-            self.rollout.max_new_tokens
-        );
-        ensure!(
-            advantage.granularity != Granularity::Step || !advantage.step_separator.is_empty(),
-            "advantage.granularity is \"step\", which needs a text that separates steps in advantage.step_separator"
-        );
-        ensure!(
-            policy.dual_clip == 0.0 || policy.loss == PolicyLoss::Ppo,
-            "policy.dual_clip is {}, but policy.loss is \"{}\": the dual clip is of \"ppo\" alone",
-            policy.dual_clip,
-            policy.loss
-        );
-        ensure!(
-            policy.kl_reference.is_empty() || self.needs_kl_reference(),
-            "policy.kl_reference is \"{}\", but neither policy.kl_coef nor advantage.kl_coef is above 0",
-            policy.kl_reference
-        );
-        Ok(())
-    }
-
     /// Whether the policy is held to a reference of its own.
     pub fn needs_kl_reference(&self) -> bool {
         self.policy.kl_coef > 0.0 || self.advantage.kl_coef > 0.0
@@ -761,187 +600,5 @@ impl Config {
     }
 }
 
-fn within(name: &str, value: f64, low: f64, high: f64) -> Result<()> {
-    ensure!(value >= low && value <= high, "{name} is {value}, expected {low} to {high}");
-    Ok(())
-}
-
-/// Lays a file over what is there.
-fn merge_text(table: &mut Table, text: &str) -> Result<()> {
-    let file: Table = text.parse()?;
-    merge(table, file, "").map_err(|error| match find_line(text, &error.key) {
-        Some(line) => anyhow::anyhow!("line {line}: {error}"),
-        None => anyhow::anyhow!("{error}"),
-    })
-}
-
-/// A key that cannot be laid over the defaults.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-struct KeyError {
-    key: String,
-    message: String,
-}
-
-fn merge(base: &mut Table, over: Table, prefix: &str) -> std::result::Result<(), KeyError> {
-    for (key, value) in over {
-        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        let fail = |message: String| Err(KeyError { key: key.clone(), message });
-        let Some(old) = base.get_mut(&key) else {
-            let suggestion = nearest(&key, base.keys().map(String::as_str))
-                .map(|near| format!("; did you mean `{near}`?"))
-                .unwrap_or_default();
-            let place = if prefix.is_empty() { String::new() } else { format!(" in [{prefix}]") };
-            return fail(format!("there is no setting `{key}`{place}{suggestion}"));
-        };
-        match (old, value) {
-            (Value::Table(old), Value::Table(new)) => merge(old, new, &path)?,
-            (old @ Value::Float(_), Value::Integer(new)) => *old = Value::Float(new as f64),
-            (old, new) if old.type_str() == new.type_str() => *old = new,
-            (old, new) => {
-                return fail(format!("`{path}` is {} `{new}`, expected {}", kind(&new), kind(old)));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::String(_) => "a string",
-        Value::Integer(_) => "an integer",
-        Value::Float(_) => "a number",
-        Value::Boolean(_) => "true or false",
-        Value::Datetime(_) => "a date",
-        Value::Array(_) => "a list",
-        Value::Table(_) => "a section",
-    }
-}
-
-/// The line on which a key is set, for messages.
-fn find_line(text: &str, key: &str) -> Option<usize> {
-    let is_key = |line: &str| {
-        let line = line.trim().trim_start_matches('[');
-        line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', ']', '.']))
-    };
-    text.lines().position(is_key).map(|index| index + 1)
-}
-
-/// Applies `section.key=value`.
-fn set(table: &mut Table, text: &str) -> Result<()> {
-    let Some((path, value)) = text.split_once('=') else {
-        bail!("expected section.key=value, such as policy.learning_rate=1e-4");
-    };
-    let (path, value) = (path.trim(), value.trim());
-    // What is not a TOML value is a string: nobody should have to quote quotes for the shell.
-    let value = format!("value = {value}")
-        .parse::<Table>()
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| Value::String(value.to_string()));
-    let mut keys: Vec<&str> = path.split('.').collect();
-    let last = keys.pop().filter(|key| !key.is_empty());
-    let Some(last) = last else {
-        bail!("expected section.key=value, such as policy.learning_rate=1e-4")
-    };
-    let mut over = Table::from_iter([(last.to_string(), value)]);
-    for key in keys.into_iter().rev() {
-        over = Table::from_iter([(key.to_string(), Value::Table(over))]);
-    }
-    merge(table, over, "")?;
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    pub(super) fn load(text: &str, overrides: &[&str]) -> Result<Config> {
-        let file = tempfile::NamedTempFile::new()?;
-        std::fs::write(file.path(), text)?;
-        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
-        Config::load(&[file.path().to_path_buf()], &overrides)
-    }
-
-    pub(super) fn message(text: &str, overrides: &[&str]) -> String {
-        format!("{:#}", load(text, overrides).unwrap_err())
-    }
-
-    #[test]
-    fn files_lie_over_the_defaults_and_overrides_over_the_files() {
-        let config = load(
-            "seed = 7\n[policy]\nlearning_rate = 1\n",
-            &["policy.clip_low=0.1", "model.path=a b"],
-        )
-        .unwrap();
-        assert_eq!((config.seed, config.policy.optimizer.learning_rate), (7, 1.0));
-        assert_eq!((config.policy.clip_low, config.model.path.as_str()), (0.1, "a b"));
-        assert_eq!(config.policy.clip_high, 0.2);
-    }
-
-    #[test]
-    fn the_documented_settings_of_graders_are_their_defaults() {
-        assert_eq!(load("", &[]).unwrap().grader, GraderSettings::default());
-        assert!(
-            message("", &["grader.code.threads=0"])
-                .contains("grader.code.threads is 0, expected 1 to 10000")
-        );
-    }
-
-    #[test]
-    fn a_resolved_configuration_loads_as_itself() {
-        let config = load("", &["train.steps=3", "prm.update=before"]).unwrap();
-        assert_eq!(load(&config.to_toml().unwrap(), &[]).unwrap(), config);
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_one() {
-        let text = message("seed = 1\n[policy]\nlearning_rat = 1e-4\n", &[]);
-        assert!(
-            text.ends_with("line 3: there is no setting `learning_rat` in [policy]; did you mean `learning_rate`?"),
-            "{text}"
-        );
-        assert!(message("", &["sfft.steps=1"]).contains("did you mean `sft`?"));
-        assert!(message("", &["seed"]).contains("expected section.key=value"));
-    }
-
-    #[test]
-    fn values_of_another_kind_or_out_of_range_are_refused_by_name() {
-        assert!(
-            message("seed = \"x\"", &[])
-                .contains("`seed` is a string `\"x\"`, expected an integer")
-        );
-        assert!(message("", &["filter.lower=2"]).contains("filter.lower is 2, expected 0 to 1"));
-        let text = message("", &["rollout.slots=-1"]);
-        assert!(text.contains("`-1`, expected a whole number from 0 in `rollout.slots`"), "{text}");
-        assert!(message("", &["rollout.samples=1"]).contains("expected at least 2"));
-        assert!(
-            message("", &["rollout.slots=0"]).contains("rollout.slots is 0, expected 1 to 16384")
-        );
-        assert!(message("", &["train.steps=9223372036854775807"]).contains("train.steps is 9"));
-        assert!(message("", &["policy.learning_rate=nan"]).contains("policy.learning_rate is NaN"));
-        assert!(message("", &["advantage.form=ppo"]).contains("paper, prime-repo, verl"));
-        assert!(message("seed = ", &[]).contains("line 1"));
-    }
-
-    #[test]
-    fn a_critic_that_would_not_do_what_is_said_of_it_is_refused() {
-        let refused = |set: &[&str], what: &str| {
-            let text = message("", set);
-            assert!(text.contains(what), "{text}");
-        };
-        const GAE: &str = "advantage.estimator=gae";
-        refused(&["critic.shared=true"], "advantage.estimator is \"rloo\", which has no critic");
-        refused(&["critic.path=x"], "critic.path is given, but advantage.estimator");
-        let shared = |more| [GAE, "critic.shared=true", more];
-        refused(&shared("critic.path=x"), "leave the path empty");
-        refused(&shared("critic.warmup_batches=2"), "critic.warmup_batches is 2, expected 0");
-        refused(&shared("critic.epochs=3"), "critic.epochs is 3 and policy.epochs 1");
-        refused(&[GAE, "critic.clip=-1"], "critic.clip is -1, expected 0");
-        refused(&[GAE, "critic.coef=0"], "critic.coef is 0");
-        refused(&[GAE, "advantage.gae_lambda=2"], "advantage.gae_lambda is 2, expected 0 to 1");
-        refused(&["train.stop_after=2", "eval.every=0"], "there is nothing to stop for");
-        load("", &shared("policy.epochs=3")).unwrap();
-        load("", &[GAE, "critic.warmup_batches=2", "critic.epochs=3"]).unwrap();
-    }
-}
+mod tests;

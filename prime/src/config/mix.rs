@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
 
-use super::{kind, merge};
+use super::merge::{kind, merge};
 
 /// Gives each source of a mix what `[task.jsonl]` says and it does not; its files and its name are its own.
 pub(super) fn complete(table: &mut Table) -> Result<()> {

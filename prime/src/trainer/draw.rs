@@ -2,7 +2,8 @@
 
 use anyhow::{Result, bail};
 
-use super::{Sampled, Trainer};
+use super::Trainer;
+use super::sample::Sampled;
 use crate::step::rollout::Prompt;
 use crate::tasks::{Purpose, Split};
 
