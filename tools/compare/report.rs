@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use prime::study::statistics::OverRuns;
 use serde_json::{Value, json};
 
 use crate::runs::{Plan, Reached, Run};
@@ -15,23 +16,12 @@ pub struct Estimate {
     pub half: Option<f64>,
 }
 
-/// 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
-const T: [f64; 30] = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-];
-
 impl Estimate {
     /// Of one number a seed.
     pub fn of(numbers: &[f64]) -> Estimate {
-        let count = numbers.len() as f64;
-        let mean = numbers.iter().sum::<f64>() / count;
-        let squares: f64 = numbers.iter().map(|x| (x - mean).powi(2)).sum();
-        let half = (numbers.len() > 1).then(|| {
-            let t = T.get(numbers.len() - 2).copied().unwrap_or(1.960);
-            t * (squares / (count - 1.0) / count).sqrt()
-        });
+        let over = OverRuns::of(numbers);
+        let mean = over.map_or(f64::NAN, |over| over.mean);
+        let half = over.and_then(|over| Some(over.high? - over.mean));
         Estimate { mean, half }
     }
 
