@@ -81,7 +81,7 @@ pub(super) fn run(
     let reason = wait(&process, pid, limits);
     let mut finished = collect(pid, reason, limits)?;
     [finished.stdout, finished.stderr] = [read(&outputs[0])?, read(&outputs[1])?];
-    // The first process of a namespace outlives the signal of a full file: it goes on, in vain, until its processor time is up.
+    // Where a program outlives the signal of a full file, it goes on in vain until its processor time is up: the output was the cause.
     let ended = !matches!(finished.ending, Ending::WallTime);
     if ended && finished.stdout.len() as u64 >= limits.output {
         finished.ending = Ending::Output;
