@@ -378,5 +378,6 @@ fn magnitude(a: &[f64], b: &[f64]) -> f64 {
 /// Compiles all kernels for a device on all cores, so that no part waits for one after another.
 pub fn make_ready(device: Device) -> Result<()> {
     let Device::Cuda(number) = device else { return Ok(()) };
-    Ok(cuda::warm(number, &prime_kernels::device::instances())?)
+    let chip = cuda::properties(number)?.chip;
+    Ok(cuda::warm(number, &prime_kernels::device::instances(chip))?)
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use prime_runtime::cuda::Geometry;
+use prime_runtime::cuda::{Chip, Geometry};
 use prime_runtime::{Error, Result, emulated};
 
 use super::Source;
@@ -60,12 +60,14 @@ pub(crate) struct Options {
     pub(crate) races: bool,
     /// Whether reads of memory that nobody wrote are found.
     pub(crate) uninitialised: bool,
+    /// The chip for which launchers choose kernels.
+    pub(crate) chip: Chip,
 }
 
 impl Options {
     /// What holds when nothing else is asked for.
     pub(super) const DEFAULT: Options =
-        Options { seed: 1, workers: 0, races: true, uninitialised: true };
+        Options { seed: 1, workers: 0, races: true, uninitialised: true, chip: Chip::OLDEST };
 
     /// Reads what `PRIME_EMULATOR` holds.
     fn parse(text: &str) -> Result<Options> {
@@ -80,6 +82,18 @@ impl Options {
                 return wrong(part, "each part is a name, `=` and a value");
             };
             let (key, value) = (key.trim(), value.trim());
+            if key == "chip" {
+                let numbers = value.split_once('.').and_then(|(major, minor)| {
+                    Some(Chip { major: major.parse().ok()?, minor: minor.parse().ok()? })
+                });
+                match numbers {
+                    Some(chip) if chip >= Chip::OLDEST => options.chip = chip,
+                    _ => {
+                        return wrong(part, "a chip is a compute capability from 8.0 on, as 9.0");
+                    }
+                }
+                continue;
+            }
             let switch = match value {
                 "on" => Some(true),
                 "off" => Some(false),
@@ -93,7 +107,7 @@ impl Options {
                 ("seed", ..) => return wrong(part, "a seed is a whole number"),
                 ("workers", ..) => return wrong(part, "workers are a number up to 1024"),
                 ("races" | "uninitialised", ..) => return wrong(part, "it is `on` or `off`"),
-                _ => return wrong(part, "the names are seed, workers, races, uninitialised"),
+                _ => return wrong(part, "the names are seed, workers, races, uninitialised, chip"),
             }
         }
         Ok(options)
@@ -109,6 +123,15 @@ impl Options {
             }
         }
     }
+}
+
+/// The chip that `PRIME_EMULATOR` asks for.
+///
+/// # Errors
+/// When the variable is not understood.
+#[allow(dead_code)]
+pub(super) fn chip() -> Result<Chip> {
+    Ok(Options::of_environment()?.chip)
 }
 
 /// Runs a kernel to its end with the options of the environment.
@@ -223,10 +246,16 @@ mod tests {
 
     #[test]
     fn the_variable_sets_what_it_names_and_refuses_what_it_does_not_know() {
-        let options = Options::parse("seed=7, races=off,workers=1").unwrap();
-        assert_eq!(options, Options { seed: 7, workers: 1, races: false, uninitialised: true });
+        let options = Options::parse("seed=7, races=off,workers=1,chip=9.0").unwrap();
+        let chip = Chip { major: 9, minor: 0 };
+        assert_eq!(
+            options,
+            Options { seed: 7, workers: 1, races: false, uninitialised: true, chip }
+        );
         assert_eq!(Options::parse("").unwrap(), Options::DEFAULT);
-        for wrong in ["seed", "seed=x", "races=no", "colour=red", "workers=1025"] {
+        for wrong in
+            ["seed", "seed=x", "races=no", "colour=red", "workers=1025", "chip=7.5", "chip=9"]
+        {
             let message = Options::parse(wrong).unwrap_err().to_string();
             assert!(message.contains(wrong), "{message}");
         }

@@ -4,9 +4,11 @@
 //! crate is built with the feature `emulated`. Its `cuda.rs` fills one argument struct a kernel and starts it through `Launch`, which
 //! is the same for both.
 
-use prime_runtime::cuda::{self, Program};
+use prime_runtime::cuda::{self, Chip, Program};
 use prime_runtime::{Device, Result};
 
+#[cfg_attr(not(test), allow(dead_code))]
+mod chip;
 #[cfg(feature = "emulated")]
 mod emulator;
 #[cfg(all(test, feature = "emulator-tests"))]
@@ -19,13 +21,22 @@ mod pipelines;
 mod prelude_tests;
 mod rows;
 mod structs;
+#[allow(dead_code)]
 mod tensor_map;
 #[cfg(test)]
 mod tests;
 
+// Rooms whose launchers choose by chip take these.
+#[cfg(test)]
+#[allow(unused_imports)]
+pub(crate) use chip::{HOPPER, on_chip};
+#[allow(unused_imports)]
+pub(crate) use chip::{Tier, tier};
 pub(crate) use launch::{Launch, Pointer};
 pub(crate) use rows::{THREADS, aligned, row_grid, rows_and_columns, vectorised};
 pub(crate) use structs::{DeviceStruct, StructLayout, device_struct};
+#[allow(unused_imports)]
+pub(crate) use tensor_map::{Swizzle, TensorMap, Tiling};
 
 /// The text of one `.cu` file.
 pub struct Source {
@@ -36,6 +47,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// Whether a chip has the instructions of the text: a file named `_sm90.cu` is for Hopper alone.
+    fn runs_on(&self, chip: Chip) -> bool {
+        !self.name.ends_with("_sm90.cu") || chip == chip::HOPPER
+    }
+
     fn program(&self) -> Program {
         Program { name: self.name, source: self.text, headers: HEADERS }
     }
@@ -117,15 +133,16 @@ pub const fn emulated_available() -> bool {
 /// The device code of all rooms.
 pub const CODE: &[&Code] = crate::CODE;
 
-/// Every instance that the device code of all rooms lists, to be made ready by [`cuda::warm`].
-pub fn instances() -> Vec<(Program, &'static str)> {
+/// Every instance that the device code of all rooms lists for a chip, to be made ready by [`cuda::warm`].
+pub fn instances(chip: Chip) -> Vec<(Program, &'static str)> {
     let of = |source: &'static Source| {
         let lines = source.text.lines();
         let texts =
             lines.filter_map(|line| line.strip_prefix("INSTANCE(")?.trim_end().strip_suffix(')'));
         texts.map(|text| (source.program(), text))
     };
-    CODE.iter().flat_map(|code| code.sources).flat_map(of).collect()
+    let sources = CODE.iter().flat_map(|code| code.sources);
+    sources.filter(|source| source.runs_on(chip)).flat_map(of).collect()
 }
 
 /// Makes ready, on all cores, the kernels that `work` starts on this thread; nothing is started. Elsewhere than on a GPU there is nothing to make
