@@ -4,6 +4,7 @@
 //! final table.
 
 pub mod adapters;
+pub mod bench;
 pub mod best_of;
 pub mod cli;
 pub mod config;

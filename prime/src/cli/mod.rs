@@ -2,6 +2,7 @@
 //!
 //! One file a command; `files` and `models` are what they share.
 
+mod bench;
 mod data;
 mod doctor;
 mod eval;
@@ -72,6 +73,7 @@ enum Command {
     Watch(watch::WatchArgs),
     Plan(plan::PlanArgs),
     Study(study::StudyArgs),
+    Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -158,6 +160,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Watch(args) => watch::run(&args),
         Command::Plan(args) => plan::run(args, threads),
         Command::Study(args) => study::run(args, threads),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => in_pool(threads, || doctor::run(&args)),
     }
 }

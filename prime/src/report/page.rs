@@ -61,6 +61,8 @@ pub enum Block {
     Json(String, Value),
     /// A table, folded away under a summary.
     Folded(String, Table),
+    /// A picture that this program drew as SVG, its texts escaped.
+    Picture(String),
 }
 
 /// A table of texts.
@@ -90,6 +92,22 @@ impl Table {
     /// Whether it has no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+
+    /// The same as Markdown.
+    pub fn to_markdown(&self) -> String {
+        let line = |cells: &[String]| {
+            let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+            format!("| {} |\n", cells.join(" | "))
+        };
+        let mut out = line(&self.head);
+        let rule = |i: usize| if i >= self.numbers_from { "---:" } else { "---" };
+        let rules: Vec<String> = (0..self.head.len()).map(|i| rule(i).to_owned()).collect();
+        out.push_str(&line(&rules));
+        for (cells, _) in &self.rows {
+            out.push_str(&line(cells));
+        }
+        out
     }
 
     fn write(&self, out: &mut String) {
@@ -321,6 +339,7 @@ impl Block {
                 html(summary),
                 html(&serde_json::to_string_pretty(value)?)
             )?,
+            Block::Picture(svg) => out.push_str(svg),
             Block::Plots(plots) => widget(out, "plots", &plots.data())?,
             Block::Stack(stack) => widget(out, "stack", &stack.data())?,
             Block::Bars(bars) => widget(out, "bars", &bars.data())?,
