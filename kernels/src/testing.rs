@@ -62,6 +62,11 @@ impl std::ops::DerefMut for Case {
 }
 
 impl Case {
+    /// Where the case's tensors lie.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// Normal numbers times `scale`, rounded to the dtype.
     pub fn tensor(&mut self, dtype: DType, dims: &[usize], scale: f32) -> Tensor {
         let host = normal(&mut self.random, dtype, dims, scale);
@@ -89,6 +94,16 @@ impl Case {
     /// See [`Rows::normal`].
     pub fn rows(&mut self, dtype: DType, rows: usize, columns: usize, scale: f32) -> Rows {
         let mut host = Rows::normal(&mut self.random, dtype, rows, columns, scale);
+        host.tensor = self.place(host.tensor);
+        host
+    }
+
+    /// [`Case::rows`] that all begin at multiples of 16 bytes.
+    pub fn aligned_rows(&mut self, dtype: DType, rows: usize, columns: usize, scale: f32) -> Rows {
+        let lanes = 16 / dtype.size();
+        let before = self.random.below(2) as usize * lanes;
+        let after = (before + columns).next_multiple_of(lanes) - before - columns;
+        let mut host = Rows::among(&mut self.random, dtype, rows, [before, columns, after], scale);
         host.tensor = self.place(host.tensor);
         host
     }
@@ -269,6 +284,17 @@ impl Rows {
             0 => [0, 0],
             _ => [random.below(9) as usize, random.below(9) as usize],
         };
+        Rows::among(random, dtype, rows, [before, columns, after], scale)
+    }
+
+    /// Normal numbers with so many others before and after each row.
+    fn among(
+        random: &mut Generator,
+        dtype: DType,
+        rows: usize,
+        [before, columns, after]: [usize; 3],
+        scale: f32,
+    ) -> Self {
         let tensor = normal(random, dtype, &[rows, before + columns + after], scale);
         let original = to_f64(&tensor);
         Rows { tensor, before, columns, original }

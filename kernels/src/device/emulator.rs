@@ -129,7 +129,6 @@ impl Options {
 ///
 /// # Errors
 /// When the variable is not understood.
-#[allow(dead_code)]
 pub(super) fn chip() -> Result<Chip> {
     Ok(Options::of_environment()?.chip)
 }

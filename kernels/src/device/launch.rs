@@ -185,6 +185,31 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// How many blocks of this shape and size a device holds at once, one on each of its multiprocessors but for those that no whole cluster fits on.
+    ///
+    /// # Errors
+    /// When the kernel cannot be compiled, or not even one cluster fits.
+    pub(crate) fn resident_blocks(&self, multiprocessors: usize) -> Result<usize> {
+        let cluster = self.geometry.cluster as usize;
+        let listing = LISTED.with_borrow(Option::is_some);
+        let Device::Cuda(number) = self.device else {
+            return Ok(multiprocessors / cluster * cluster);
+        };
+        if listing || cluster == 1 {
+            return Ok(multiprocessors / cluster * cluster);
+        }
+        let function = cuda::function(number, &self.source.program(), &self.expression)?;
+        let one = Geometry { grid: [self.geometry.cluster, 1, 1], ..self.geometry };
+        let clusters = function.clusters(one)? as usize;
+        if clusters == 0 {
+            return Err(prime_runtime::Error::Device(format!(
+                "no cluster of `{}` fits on {}: {:?}",
+                self.expression, self.device, self.geometry
+            )));
+        }
+        Ok(clusters * cluster)
+    }
+
     /// Starts the kernel with its arguments, behind all that was started on the device before. A grid without blocks does nothing.
     ///
     /// # Errors

@@ -7,7 +7,6 @@
 use prime_runtime::cuda::{self, Chip, Program};
 use prime_runtime::{Device, Result};
 
-#[cfg_attr(not(test), allow(dead_code))]
 mod chip;
 #[cfg(feature = "emulated")]
 mod emulator;
@@ -21,21 +20,16 @@ mod pipelines;
 mod prelude_tests;
 mod rows;
 mod structs;
-#[allow(dead_code)]
 mod tensor_map;
 #[cfg(test)]
 mod tests;
 
-// Rooms whose launchers choose by chip take these.
 #[cfg(test)]
-#[allow(unused_imports)]
 pub(crate) use chip::{HOPPER, on_chip};
-#[allow(unused_imports)]
 pub(crate) use chip::{Tier, tier};
 pub(crate) use launch::{Launch, Pointer};
 pub(crate) use rows::{THREADS, aligned, row_grid, rows_and_columns, vectorised};
 pub(crate) use structs::{DeviceStruct, StructLayout, device_struct};
-#[allow(unused_imports)]
 pub(crate) use tensor_map::{Swizzle, TensorMap, Tiling};
 
 /// The text of one `.cu` file.
@@ -110,6 +104,7 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "cluster.cuh",
     "copy_async.cuh",
     "gemm.cuh",
+    "hopper_gemm.cuh",
     "math.cuh",
     "matrix.cuh",
     "philox.cuh",
@@ -117,6 +112,7 @@ pub const HEADERS: &[(&str, &str)] = headers![
     "prelude.cuh",
     "rows.cuh",
     "sequences.cuh",
+    "softmax.cuh",
     "threads.cuh",
     "tiles.cuh",
     "tma.cuh",

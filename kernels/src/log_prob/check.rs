@@ -16,6 +16,25 @@ use crate::testing::{self, Case, Rows, any_dtype, compare, roundoff, to_f64};
 pub fn check(device: Device, seed: u64) -> Result<(), String> {
     let mut random = testing::case(device, seed);
     let place = Place::any(&mut random);
+    check_place(random, place)
+}
+
+/// A case for Hopper's kernels: bfloat16, rows of whole vectors.
+///
+/// # Errors
+/// As for [`check`].
+#[cfg(test)]
+pub(super) fn check_hopper(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = testing::case(device, seed);
+    let vocabulary = [1, 17, 64, 130, 384, 1000, 1025, 2500][random.below(8) as usize];
+    let width = [8, 16, 40, 64, 136][random.below(5) as usize];
+    let most = (150_000 / (vocabulary * width)).clamp(1, 150) as u32;
+    let tokens = 1 + random.below(most) as usize;
+    let place = Place::of(&mut random, [tokens, vocabulary, width], DType::BF16, true);
+    check_place(random, place)
+}
+
+fn check_place(mut random: Case, place: Place) -> Result<(), String> {
     let oracle = place.oracle();
     let errors: Vec<Errors> =
         (0..place.tokens).map(|t| Errors::of(&oracle, t, place.arithmetic)).collect();
@@ -146,11 +165,24 @@ impl Place {
             _ => 1 + random.below(most as u32) as usize,
         };
         let dtype = any_dtype(random);
+        Place::of(random, [tokens, vocabulary, width], dtype, false)
+    }
+
+    fn of(
+        random: &mut Case,
+        [tokens, vocabulary, width]: [usize; 3],
+        dtype: DType,
+        aligned: bool,
+    ) -> Place {
         // From all but flat to all but certain.
         let spread = [0.1, 1.0, 6.0][random.below(3) as usize];
         let temperature = [1.0, 0.6, 1.7][random.below(3) as usize];
-        let hidden = random.rows(dtype, tokens, width, 1.0);
-        let weight = random.rows(dtype, vocabulary, width, spread / (width as f32).sqrt());
+        let mut rows = |rows, scale| match aligned {
+            true => random.aligned_rows(dtype, rows, width, scale),
+            false => random.rows(dtype, rows, width, scale),
+        };
+        let hidden = rows(tokens, 1.0);
+        let weight = rows(vocabulary, spread / (width as f32).sqrt());
         let target_ids: Vec<u32> =
             (0..tokens.max(1)).map(|_| random.below(vocabulary as u32)).collect();
         Place {

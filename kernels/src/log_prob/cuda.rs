@@ -2,13 +2,20 @@
 
 use prime_runtime::{DType, Result, View, ViewMut};
 
+use super::hopper;
 use crate::device::{Code, DeviceStruct, Launch, Pointer, device_struct, source, vectorised};
 use crate::matmul::{self, Epilogue, Layout};
 use crate::scratch;
 
 pub(crate) const CODE: Code = Code {
-    sources: &[source!("log_prob", "log_prob.cu")],
-    structs: &[LogProbForward::LAYOUT, LogProbGradient::LAYOUT, LogProbFinish::LAYOUT],
+    sources: &[source!("log_prob", "log_prob.cu"), source!("log_prob", "log_prob_sm90.cu")],
+    structs: &[
+        LogProbForward::LAYOUT,
+        LogProbGradient::LAYOUT,
+        LogProbFinish::LAYOUT,
+        hopper::LAYOUTS[0],
+        hopper::LAYOUTS[1],
+    ],
 };
 
 device_struct! {
@@ -158,6 +165,16 @@ pub(crate) enum Inverse<'a> {
     Each(View<'a>),
 }
 
+impl<'a> Inverse<'a> {
+    /// The one number, 1 where there are several, and those.
+    pub(super) fn parts(self) -> (f32, Option<View<'a>>) {
+        match self {
+            Inverse::Same(same) => (same, None),
+            Inverse::Each(each) => (1.0, Some(each)),
+        }
+    }
+}
+
 /// The states of some rows (`[rows, slots * STATE]`), and what else is wanted of their logits over the temperature: all of them (float32, with
 /// room for an even number a row), and those of the targets.
 pub(crate) fn states(
@@ -168,6 +185,9 @@ pub(crate) fn states(
     weight: View<'_>,
     inverse: Inverse<'_>,
 ) -> Result<()> {
+    if let Some(tier) = hopper::tier(hidden, weight)? {
+        return hopper::states(tier, partials, logits, targets, hidden, weight, inverse);
+    }
     let (tokens, vocabulary, dtype) = (hidden.dim(0), weight.dim(0), hidden.dtype());
     let shape = Shape::of(tokens, hidden, weight);
     let (grid, tiles) = shape.grid(tokens, vocabulary);
@@ -175,10 +195,7 @@ pub(crate) fn states(
     let logits_stride = logits.as_ref().map_or(0, |logits| logits.row_stride() as u64);
     let mut launch =
         Launch::new(&CODE.sources[0], shape.kernel("log_prob_forward", dtype), hidden.device());
-    let (same, each) = match inverse {
-        Inverse::Same(same) => (same, None),
-        Inverse::Each(each) => (1.0, Some(each)),
-    };
+    let (same, each) = inverse.parts();
     let arguments = LogProbForward {
         partials: launch.write(&mut partials),
         log_probs: launch.write_if(log_probs.as_mut()),
@@ -299,6 +316,9 @@ fn gradient(
     weight: View<'_>,
     inverse: f32,
 ) -> Result<()> {
+    if let Some(tier) = hopper::tier(hidden, weight)? {
+        return hopper::gradient(tier, d_logits, of_tokens, rows, hidden, weight, inverse);
+    }
     let (tokens, vocabulary, device) = (hidden.dim(0), weight.dim(0), hidden.device());
     let shape = Shape::of(tokens, hidden, weight);
     let (grid, tiles) = shape.grid(tokens, vocabulary);

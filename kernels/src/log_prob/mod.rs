@@ -8,7 +8,8 @@
 //! numbers of its token, and of no other, not finite.
 //!
 //! On devices beside the host, targets are not read by the caller's side: the log-probability of one outside the vocabulary
-//! is NaN, and its gradient that of no target. There a token's numbers depend neither on the batch nor on the tile shape.
+//! is NaN, and its gradient that of no target. There a token's numbers depend neither on the batch nor on the tile shape. On Hopper logits of
+//! bfloat16 are computed by wgmma where rows of both factors begin at multiples of 16 bytes, unless numerics are to be invariant.
 //!
 //! Source of the one-pass sum: Milakov, Gimelshein, arXiv 1805.02867; its sum of p log p is carried along the same way.
 
@@ -19,6 +20,7 @@ use crate::arguments;
 pub mod check;
 mod cpu;
 pub(crate) mod cuda;
+mod hopper;
 pub(crate) mod online;
 pub mod reference;
 #[cfg(test)]

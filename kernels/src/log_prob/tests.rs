@@ -258,9 +258,9 @@ fn bad_arguments_get_a_sentence() {
     }
 }
 
+/// Numbers of a device that stands for a chip, whole and of parts of a batch.
 #[cfg(feature = "emulated")]
-#[test]
-fn a_tokens_bits_on_a_device_are_the_same_in_every_batch_and_tile_shape() {
+fn check_that_batches_do_not_matter(dtypes: &[DType], unaligned_too: bool) {
     use prime_runtime::Device;
     let numbers = |hidden: View<'_>, weight: View<'_>, targets: View<'_>| {
         let on_device = |values: &[f32]| {
@@ -274,7 +274,7 @@ fn a_tokens_bits_on_a_device_are_the_same_in_every_batch_and_tile_shape() {
             values.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
         })
     };
-    for dtype in [DType::F32, DType::BF16] {
+    for &dtype in dtypes {
         let case = case(11, dtype, [150, 1100, 40]);
         let [hidden, weight, targets] = [&case.hidden, &case.weight, &case.targets]
             .map(|tensor| tensor.to(Device::Emulated).unwrap());
@@ -291,9 +291,34 @@ fn a_tokens_bits_on_a_device_are_the_same_in_every_batch_and_tile_shape() {
             compare(range, part);
         }
         // Rows that are not aligned to vectors of 16 bytes have tiles of their own.
+        if !unaligned_too {
+            continue;
+        }
         let mut spread = Tensor::zeros(Device::Emulated, dtype, &[150, 41]).unwrap();
         spread.view_mut().into_columns(1..41).copy_from(hidden.view()).unwrap();
         let part = numbers(spread.view().columns(1..41), weight.view(), targets.view());
         compare(0..150, part);
     }
+}
+
+#[cfg(feature = "emulated")]
+#[test]
+fn a_tokens_bits_on_a_device_are_the_same_in_every_batch_and_tile_shape() {
+    check_that_batches_do_not_matter(&[DType::F32, DType::BF16], true);
+}
+
+#[cfg(feature = "emulated")]
+#[test]
+fn a_tokens_bits_on_hopper_are_the_same_in_every_batch() {
+    use crate::device::{HOPPER, on_chip};
+    on_chip(HOPPER, || check_that_batches_do_not_matter(&[DType::BF16], false));
+}
+
+#[cfg(feature = "emulated")]
+#[test]
+fn random_cases_on_hopper_agree_with_the_oracle() {
+    use crate::device::{HOPPER, on_chip};
+    use crate::testing::assert_cases;
+    use prime_runtime::Device;
+    on_chip(HOPPER, || assert_cases(Device::Emulated, super::check::check_hopper));
 }

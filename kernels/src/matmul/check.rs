@@ -5,7 +5,7 @@ use prime_runtime::{DType, Device, Tensor, View, ViewMut};
 
 use super::Settings;
 use super::cpu::{Product, Right};
-use super::cuda::{self, Plan};
+use super::cuda;
 use super::reference::{self, Shape};
 use super::{
     Activation, Epilogue, Layout, Packed, accumulate, backward, forward, forward_packed,
@@ -22,7 +22,21 @@ pub(super) struct Matrix {
 impl Matrix {
     /// Normal numbers; in half the cases the rows lie in a wider buffer.
     pub(super) fn normal(random: &mut Case, dtype: DType, dims: [usize; 2]) -> Self {
-        let gap = if random.below(2) == 0 { 0 } else { 1 + random.below(9) as usize };
+        let gap = match random.below(2) {
+            0 => 0,
+            _ => 1 + random.below(9) as usize,
+        };
+        Matrix::with_gap(random, dtype, dims, gap)
+    }
+
+    /// [`Matrix::normal`] whose rows all begin at multiples of 16 bytes.
+    pub(super) fn aligned(random: &mut Case, dtype: DType, dims: [usize; 2]) -> Self {
+        let lanes = 16 / dtype.size();
+        let gap = dims[1].next_multiple_of(lanes) - dims[1] + random.below(2) as usize * lanes;
+        Matrix::with_gap(random, dtype, dims, gap)
+    }
+
+    fn with_gap(random: &mut Case, dtype: DType, dims: [usize; 2], gap: usize) -> Self {
         let tensor = random.tensor(dtype, &[dims[0], dims[1] + gap], 1.0);
         Matrix { tensor, columns: dims[1] }
     }
@@ -57,6 +71,15 @@ impl Matrix {
         let host = from_f32(&values, self.tensor.dtype(), self.tensor.dims());
         let tensor = host.to(self.tensor.device()).expect("test tensors are small");
         Matrix { tensor, columns: self.columns }
+    }
+}
+
+/// A matrix of a case: any on most chips; on Hopper mostly one that its kernels take.
+fn random_matrix(random: &mut Case, dtype: DType, dims: [usize; 2]) -> Matrix {
+    let hopper = cuda::on_hopper(random.device());
+    match hopper && random.below(16) != 0 {
+        true => Matrix::aligned(random, dtype, dims),
+        false => Matrix::normal(random, dtype, dims),
     }
 }
 
@@ -136,14 +159,42 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
     if random.below(2) == 0 {
         [shape.m, shape.n, shape.k] = [shape.m, shape.n, shape.k].map(|x| x.next_multiple_of(8));
     }
-    let outcome = check_forward(&mut random, device, shape, dtype)
-        .and_then(|()| check_accumulate(&mut random, device, shape, dtype))
+    check_shape(&mut random, device, shape, dtype)
+}
+
+/// A case of a chip's own kernels: bfloat16, in shapes that cross the edges of large tiles.
+///
+/// # Errors
+/// As for [`check`].
+#[cfg(test)]
+pub(super) fn check_tensor_cores(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = case(device, seed);
+    let layout = [Layout::NN, Layout::NT, Layout::TN][random.below(3) as usize];
+    let [m, n, k] = [150, 280, 200].map(|most| match random.below(4) {
+        0 => 1 + random.below(16) as usize,
+        1 => (1 + random.below(most) as usize).next_multiple_of(64),
+        _ => 1 + random.below(most) as usize,
+    });
+    // Now and then enough terms for parts, or for the ring of stages to come round several times.
+    let k = if random.below(6) == 0 { k + 300 + random.below(500) as usize } else { k };
+    check_shape(&mut random, device, Shape { m, n, k, layout }, DType::BF16)
+}
+
+fn check_shape(
+    random: &mut Case,
+    device: Device,
+    shape: Shape,
+    dtype: DType,
+) -> Result<(), String> {
+    let layout = shape.layout;
+    let outcome = check_forward(random, device, shape, dtype)
+        .and_then(|()| check_accumulate(random, device, shape, dtype))
         .and_then(|()| match layout {
             Layout::TN => Ok(()),
-            _ => check_backward(&mut random, device, shape, dtype),
+            _ => check_backward(random, device, shape, dtype),
         })
         .and_then(|()| match layout {
-            Layout::NT => check_swiglu(&mut random, device, shape, dtype),
+            Layout::NT => check_swiglu(random, device, shape, dtype),
             _ => Ok(()),
         });
     outcome.map_err(|message| format!("{dtype} {shape:?}: {message}"))
@@ -172,11 +223,14 @@ fn multiply(
                 epilogue,
                 accumulate: add,
             };
+            let error = |error: prime_runtime::Error| error.to_string();
             let plan = match random.below(2) {
-                0 => Plan::new([shape.m, shape.n, shape.k], [a, b], out.dtype(), settings),
+                0 => cuda::plan(out.as_view(), &product, b, layout, settings).map_err(error)?,
                 _ => {
-                    let (index, parts) = (random.below(4) as usize, 1 + random.below(4) as usize);
-                    Plan::of(index, parts, [a, b], out.dtype(), settings)
+                    let plans = cuda::plans(out.as_view(), &product, b, layout, settings);
+                    let plans = plans.map_err(error)?;
+                    let plan = plans[random.below(plans.len() as u32) as usize];
+                    plan.in_parts(1 + random.below(4) as usize)
                 }
             };
             cuda::run(out, &product, b, layout, plan)
@@ -204,12 +258,12 @@ fn check_forward(
     dtype: DType,
 ) -> Result<(), String> {
     let (a_dims, b_dims) = stored(shape);
-    let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
+    let (a, b) = (random_matrix(random, dtype, a_dims), random_matrix(random, dtype, b_dims));
     let out_dtype = if random.below(2) == 0 { DType::F32 } else { dtype };
     let out_dims = [shape.m, shape.n];
-    let mut out = Matrix::normal(random, out_dtype, out_dims);
+    let mut out = random_matrix(random, out_dtype, out_dims);
     let bias = (random.below(2) == 0).then(|| random.tensor(dtype, &[shape.n], 1.0));
-    let residual = (random.below(2) == 0).then(|| Matrix::normal(random, out_dtype, out_dims));
+    let residual = (random.below(2) == 0).then(|| random_matrix(random, out_dtype, out_dims));
     let activation = if random.below(2) == 0 { Activation::Silu } else { Activation::Identity };
     let epilogue = Epilogue {
         bias: bias.as_ref().map(Tensor::view),
@@ -274,9 +328,9 @@ fn check_accumulate(
     dtype: DType,
 ) -> Result<(), String> {
     let (a_dims, b_dims) = stored(shape);
-    let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
+    let (a, b) = (random_matrix(random, dtype, a_dims), random_matrix(random, dtype, b_dims));
     let out_dtype = if random.below(3) == 0 { dtype } else { DType::F32 };
-    let mut out = Matrix::normal(random, out_dtype, [shape.m, shape.n]);
+    let mut out = random_matrix(random, out_dtype, [shape.m, shape.n]);
     let before = out.copy();
     let operands = [a.view(), b.view()];
     let settings = multiply(random, out.view_mut(), operands, shape, Epilogue::default(), true)?;
@@ -303,10 +357,10 @@ fn check_backward(
 ) -> Result<(), String> {
     let settings = super::settings();
     let (a_dims, b_dims) = stored(shape);
-    let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
-    let d_out = Matrix::normal(random, dtype, [shape.m, shape.n]);
-    let mut d_a = Matrix::normal(random, dtype, a_dims);
-    let mut d_b = Matrix::normal(random, DType::F32, b_dims);
+    let (a, b) = (random_matrix(random, dtype, a_dims), random_matrix(random, dtype, b_dims));
+    let d_out = random_matrix(random, dtype, [shape.m, shape.n]);
+    let mut d_a = random_matrix(random, dtype, a_dims);
+    let mut d_b = random_matrix(random, DType::F32, b_dims);
     let mut d_bias = random.tensor(DType::F32, &[shape.n], 1.0);
     let (start, start_bias) = (d_b.values(), to_f64(&d_bias));
     backward(
@@ -348,23 +402,28 @@ fn check_swiglu(
     let half = shape.n / 2;
     let shape = Shape { n: 2 * half, ..shape };
     let (a_dims, b_dims) = stored(shape);
-    let (a, b) = (Matrix::normal(random, dtype, a_dims), Matrix::normal(random, dtype, b_dims));
-    let mut out = Matrix::normal(random, dtype, [shape.m, half]);
+    let (a, b) = (random_matrix(random, dtype, a_dims), random_matrix(random, dtype, b_dims));
+    let mut out = random_matrix(random, dtype, [shape.m, half]);
     let mut alone = out.copy();
-    let mut gate_up = Matrix::normal(random, dtype, [shape.m, shape.n]);
+    let mut gate_up = random_matrix(random, dtype, [shape.m, shape.n]);
     let mut room = gate_up.copy();
     let gaps = [out.copy(), gate_up.copy()];
     let settings = Settings { tf32: random.below(3) == 0, invariant: false };
-    // Of devices one of the tile sizes, or that of the shape.
-    let tile = random.below(5) as usize;
-    let settings = if tile == 4 { super::settings() } else { settings };
+    // Of devices one of the ways, or that of the shape.
+    let chosen = device == Device::Cpu || random.below(5) == 0;
+    let settings = if chosen { super::settings() } else { settings };
+    let way = random.below(u32::MAX) as usize;
     let run = |out: &mut Matrix, gate_up: &mut Matrix, keep: bool| {
         let (out, gate_up) = (out.view_mut(), gate_up.view_mut());
-        let outcome = if device == Device::Cpu || tile == 4 {
+        let outcome = if chosen {
             forward_swiglu(out, gate_up, keep, a.view(), b.view())
         } else {
-            let plan = Plan::of(tile, 1, [a.view(), b.view()], dtype, settings);
-            cuda::swiglu(out, keep.then_some(gate_up), a.view(), b.view(), plan)
+            let views = [out.as_view(), gate_up.as_view()];
+            // Whether factors are kept must not change the way, so that the bits can be compared.
+            cuda::plans_of_swiglu(views, true, [a.view(), b.view()], settings).and_then(|plans| {
+                let plan = plans[way % plans.len()];
+                cuda::swiglu(out, keep.then_some(gate_up), a.view(), b.view(), plan)
+            })
         };
         outcome.map_err(|error| error.to_string())
     };

@@ -243,6 +243,66 @@ template <class T, class Out> KERNEL(256) void gemm_parts(const Gemm<T, Out> arg
     Finish<T, Out>{args}.write(row, column, sums);
 }
 
+// COUNT sums (a power of two up to 32) over the warp's lanes: lane l receives that of values[l / (32 / COUNT)]. Lanes are joined at distances 16, 8, 4,
+// 2, 1, as in warp_sum.
+template <int COUNT> DEVICE float warp_sums(float (&values)[COUNT]) {
+    // At each distance a lane gives away the half of its values that others keep.
+    u32 distance = 16;
+    UNROLL
+    for (int width = COUNT / 2; width > 0; width /= 2, distance /= 2) {
+        const bool upper = (lane() & distance) != 0;
+        UNROLL
+        for (int i = 0; i < width; i++) {
+            const float kept = upper ? values[i + width] : values[i], given = upper ? values[i] : values[i + width];
+            values[i] = kept + shuffle_xor(given, distance);
+        }
+    }
+    UNROLL
+    for (u32 rest = 16 / COUNT; rest > 0; rest /= 2) values[0] += shuffle_xor(values[0], rest);
+    return values[0];
+}
+
+// Products of at most ROWS rows in layout NT, at the speed at which B, each of whose elements is used for few products, comes from memory. A block
+// takes four rows of B; its warps share the terms, 256 at a time in turn, and are added in order.
+template <class Out, int ROWS> KERNEL(256, 2) void gemm_few(const Gemm<bf16, Out> args) {
+    constexpr u32 OWN = 4, WARPS = 8, COUNT = ROWS * OWN, ROUND = WARPS * 256;
+    const u32 first = block_index() * OWN;
+    u32 k = thread_index() * 8;
+    const auto fetch = [&](Vector<bf16, 8>(&to)[OWN]) {
+        UNROLL
+        for (u32 o = 0; o < OWN; o++) to[o] = load_streaming<8>(args.b + (min(first + o, args.n - 1) * args.b_stride + k));
+    };
+    float sums[COUNT] = {};
+    Vector<bf16, 8> next[OWN];
+    if (k < args.k) fetch(next);
+    while (k < args.k) {
+        Vector<float, 8> right[OWN];
+        UNROLL
+        for (u32 o = 0; o < OWN; o++) right[o] = to_float(next[o]);
+        const u32 here = k;
+        k += ROUND;
+        if (k < args.k) fetch(next);
+        UNROLL
+        for (u32 r = 0; r < ROWS; r++) {
+            const Vector<float, 8> left = to_float(load_constant<8>(args.a + (min(r, args.m - 1) * args.a_stride + here)));
+            UNROLL
+            for (u32 o = 0; o < OWN; o++) {
+                UNROLL
+                for (int e = 0; e < 8; e++) sums[r * OWN + o] = fma(left[e], right[o][e], sums[r * OWN + o]);
+            }
+        }
+    }
+    const float sum = warp_sums(sums);
+    const Shared<float> of_warps = shared<float>(0);
+    if (lane() % (32 / COUNT) == 0) of_warps[warp() * COUNT + lane() / (32 / COUNT)] = sum;
+    sync_block();
+    const u32 own = thread_index();
+    if (own >= COUNT) return;
+    float whole = of_warps[own];
+    for (u32 w = 1; w < WARPS; w++) whole += of_warps[w * COUNT + own];
+    Finish<bf16, Out>{args}.write(own / OWN, first + own % OWN, whole);
+}
+
 INSTANCE(gemm<bf16, bf16, NN, 128, 128, 32, 2, 2, 4, true>)
 INSTANCE(gemm<bf16, bf16, NT, 128, 128, 32, 2, 2, 4, true>)
 INSTANCE(gemm<bf16, bf16, TN, 128, 128, 32, 2, 2, 4, true>)
@@ -305,3 +365,11 @@ INSTANCE(gemm_swiglu<float, 64, 64, 32, 2, 2, 3, false>)
 INSTANCE(gemm_swiglu_exact<128, 128, 16, 4, 2, 8, 8, 4, true>)
 INSTANCE(gemm_swiglu_exact<64, 64, 16, 4, 2, 4, 4, 4, true>)
 INSTANCE(gemm_swiglu_exact<64, 64, 16, 4, 2, 4, 4, 4, false>)
+INSTANCE(gemm_few<bf16, 1>)
+INSTANCE(gemm_few<bf16, 2>)
+INSTANCE(gemm_few<bf16, 4>)
+INSTANCE(gemm_few<bf16, 8>)
+INSTANCE(gemm_few<float, 1>)
+INSTANCE(gemm_few<float, 2>)
+INSTANCE(gemm_few<float, 4>)
+INSTANCE(gemm_few<float, 8>)

@@ -14,8 +14,8 @@
 //! paired with zero. That instruction reads and writes subnormal numbers as zero. Elsewhere bfloat16 is widened and
 //! summed as float32 is.
 //!
-//! On other devices bfloat16 is multiplied by tensor cores, and float32 by one chain of fused multiply-adds in order, the bits of the
-//! host's chains. Where C has too few tiles for a whole chip, k is cut into parts, whose sums are added in order; C, where it is added to,
+//! On other devices bfloat16 is multiplied by tensor cores (a few rows with a weight by plain arithmetic, at the speed of memory; on Hopper by
+//! wgmma), and float32 by one chain of fused multiply-adds in order, the bits of the host's chains. Where C has too few tiles for a whole chip, k is cut into parts, whose sums are added in order; C, where it is added to,
 //! joins the finished sum. [`crate::numerics::Numerics`] says how to have float32 multiplied by tensor cores, or rows that do not depend on m.
 //! Results on one machine are always the same bits.
 //!
@@ -32,19 +32,21 @@ mod avx512;
 pub mod check;
 mod cpu;
 pub(crate) mod cuda;
+pub(crate) mod hopper;
 mod pack;
 mod portable;
 pub mod reference;
 mod settings;
 #[cfg(test)]
 mod tests;
+pub mod tuning;
 
 pub(crate) use self::cuda::CODE;
 pub(crate) use self::settings::Settings;
 use self::settings::settings;
 
 /// Which operands are transposed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// Neither.
     NN,
@@ -221,7 +223,7 @@ pub fn forward_swiglu(
     dims.bind("out", out.dims(), ["m", "n"])?;
     dims.bind("a", a.dims(), ["m", "k"])?;
     dims.bind("b", b.dims(), ["2 * n", "k"])?;
-    let (m, n) = (out.dim(0), out.dim(1));
+    let n = out.dim(1);
     if b.dim(0) != 2 * n {
         let (b, out) = (b.dims(), out.dims());
         return dims.fail(format!("`b` is {b:?}, but with `out` {out:?} it has {} rows", 2 * n));
@@ -232,7 +234,8 @@ pub fn forward_swiglu(
     same_dtype(operation, "out", out.as_view(), a.dtype())?;
     same_dtype(operation, "gate_up", gate_up.as_view(), a.dtype())?;
     if out.device() != Device::Cpu {
-        let plan = cuda::Plan::new([m, 2 * n, a.dim(1)], [a, b], a.dtype(), settings());
+        let views = [out.as_view(), gate_up.as_view()];
+        let plan = cuda::plan_swiglu(views, keep, [a, b], settings())?;
         if plan.ends_in_swiglu() {
             return cuda::swiglu(out, keep.then_some(gate_up), a, b, plan);
         }
@@ -312,8 +315,7 @@ fn dispatch(out: ViewMut<'_>, product: Product<'_>) -> Result<()> {
                 (_, true) => Layout::NT,
                 _ => Layout::NN,
             };
-            let shape = [out.dim(0), out.dim(1), product.k];
-            let plan = cuda::Plan::new(shape, [product.a, b], out.dtype(), settings());
+            let plan = cuda::plan(out.as_view(), &product, b, layout, settings())?;
             cuda::run(out, &product, b, layout, plan)
         }
     }

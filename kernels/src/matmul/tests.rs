@@ -274,9 +274,11 @@ proptest! {
 /// Products on the emulated device.
 #[cfg(feature = "emulated")]
 mod emulated {
-    use super::super::cuda::{self, Plan};
+    use super::super::cuda;
     use super::*;
-    use crate::matmul::check::sum_bound;
+    use crate::device::{HOPPER, on_chip};
+    use crate::matmul::check::{check_tensor_cores, sum_bound};
+    use crate::testing::assert_cases;
 
     const DEVICE: Device = Device::Emulated;
 
@@ -304,12 +306,12 @@ mod emulated {
             epilogue: Epilogue::default(),
             accumulate: false,
         };
-        let view = out.view_mut();
+        let plan = cuda::plan(out.view(), &product, b, layout, settings).unwrap();
         let plan = match tile {
-            Some((index, parts)) => Plan::of(index, parts, [a, b], dtype, settings),
-            None => Plan::new([m, n, k], [a, b], dtype, settings),
+            Some((index, parts)) => plan.in_tiles(index).in_parts(parts),
+            None => plan,
         };
-        cuda::run(view, &product, b, layout, plan).unwrap();
+        cuda::run(out.view_mut(), &product, b, layout, plan).unwrap();
         out
     }
 
@@ -405,11 +407,107 @@ mod emulated {
             crate::swiglu::forward(after.view_mut(), gate_up.view()).unwrap();
             for tile in 0..4 {
                 let mut out = case(DEVICE, 0).blank(dtype, &[70, 136]);
-                let plan = Plan::of(tile, 1, views, dtype, settings);
+                let results = [out.view(), gate_up.view()];
+                let plan = cuda::plan_swiglu(results, false, views, settings).unwrap();
+                let plan = plan.in_tiles(tile).in_parts(1);
                 cuda::swiglu(out.view_mut(), None, a.view(), b.view(), plan).unwrap();
                 let (out, after) = (out.view().to_f32_vec(), after.view().to_f32_vec());
                 assert!(out == after, "{dtype} {settings:?} tile {tile}");
             }
+        }
+    }
+
+    #[test]
+    fn products_of_hopper_agree_with_the_oracle() {
+        on_chip(HOPPER, || assert_cases(DEVICE, check_tensor_cores));
+    }
+
+    #[test]
+    fn products_of_hopper_walk_over_more_tiles_than_there_are_blocks_in_every_variant() {
+        let shape = Shape { m: 500, n: 700, k: 200, layout: Layout::NT };
+        let (a, b) = (dense(12, DType::BF16, [500, 200]), dense(13, DType::BF16, [700, 200]));
+        let (sums, magnitudes) = reference::product(shape, &to_f64(&a), &to_f64(&b));
+        let settings = Settings::default();
+        let product = Product {
+            k: shape.k,
+            a: a.view(),
+            transposed_a: false,
+            right: Right::Plain { b: b.view(), transposed: true },
+            epilogue: Epilogue::default(),
+            accumulate: false,
+        };
+        let mut bits: Option<Vec<f32>> = None;
+        on_chip(HOPPER, || {
+            let mut out = case(DEVICE, 0).blank(DType::F32, &[500, 700]);
+            let plans = cuda::plans(out.view(), &product, b.view(), Layout::NT, settings).unwrap();
+            let hopper = plans.into_iter().filter(cuda::Plan::hopper);
+            for plan in hopper {
+                cuda::run(out.view_mut(), &product, b.view(), Layout::NT, plan).unwrap();
+                compare("out", &to_f64(&out), &sums, |i| {
+                    sum_bound(DEVICE, DType::BF16, settings, shape.k, magnitudes[i])
+                })
+                .unwrap_or_else(|message| panic!("{plan}: {message}"));
+                let found = out.view().to_f32_vec();
+                assert!(bits.get_or_insert_with(|| found.clone()) == &found, "{plan}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_preferred_variant_is_taken_and_forgotten() {
+        let (a, b) = (dense(14, DType::BF16, [72, 512]), dense(15, DType::BF16, [136, 512]));
+        // A problem that no other test has: preferences are of the process.
+        let problem = tuning::Problem {
+            m: 72,
+            n: 136,
+            k: 512,
+            layout: Layout::NT,
+            dtype: DType::BF16,
+            out: DType::F32,
+            swiglu: false,
+        };
+        on_chip(HOPPER, || {
+            let product = Product {
+                k: 512,
+                a: a.view(),
+                transposed_a: false,
+                right: Right::Plain { b: b.view(), transposed: true },
+                epilogue: Epilogue::default(),
+                accumulate: false,
+            };
+            let out = case(DEVICE, 0).blank(DType::F32, &[72, 136]);
+            let planned = |settings| {
+                let plan = cuda::plan(out.view(), &product, b.view(), Layout::NT, settings);
+                plan.unwrap().variant()
+            };
+            let (fast, invariant) = (Settings::default(), SETTINGS[0].1);
+            let variants = tuning::variants(DEVICE, problem).unwrap();
+            assert_eq!(variants[0], planned(fast));
+            assert!(variants.len() > 10, "{variants:?}");
+            let before = planned(invariant);
+            for &variant in &variants {
+                tuning::prefer(problem, Some(variant));
+                assert_eq!(planned(fast), variant);
+                assert!(planned(invariant) == before || variant.to_string().ends_with("in 1"));
+                let text = variant.to_string();
+                let same = variants.iter().filter(|other| other.to_string() == text).count();
+                assert_eq!(same, 1, "{text}");
+            }
+            tuning::prefer(problem, None);
+            assert_eq!(planned(fast), variants[0]);
+        });
+    }
+
+    #[test]
+    fn few_rows_are_the_same_bits_whatever_their_number() {
+        let (a, b) = (dense(16, DType::BF16, [8, 2600]), dense(17, DType::BF16, [7, 2600]));
+        let rows = |rows: std::ops::Range<usize>| {
+            let views = [a.view().rows(rows), b.view()];
+            product(views, Layout::NT, DType::F32, None, Settings::default()).view().to_f32_vec()
+        };
+        let whole = rows(0..8);
+        for range in [0..1, 1..3, 3..6, 2..7] {
+            assert!(rows(range.clone()) == whole[range.start * 7..range.end * 7], "{range:?}");
         }
     }
 
