@@ -12,6 +12,8 @@ mod chip;
 mod emulator;
 #[cfg(all(test, feature = "emulator-tests"))]
 mod faults;
+#[cfg(all(test, feature = "emulator-tests"))]
+mod hopper_gemm;
 pub mod instructions;
 mod launch;
 #[cfg(all(test, feature = "emulator-tests"))]

@@ -200,6 +200,11 @@ fn check_shape(
     outcome.map_err(|message| format!("{dtype} {shape:?}: {message}"))
 }
 
+/// Products that Hopper's kernels computed in this process: that none fell back unnoticed.
+#[cfg(test)]
+pub(super) static HOPPER_PRODUCTS: std::sync::atomic::AtomicUsize =
+    std::sync::atomic::AtomicUsize::new(0);
+
 /// One product. On a device other than the host with a tile size, a number of parts and settings drawn by chance, which are returned.
 fn multiply(
     random: &mut Case,
@@ -233,6 +238,10 @@ fn multiply(
                     plan.in_parts(1 + random.below(4) as usize)
                 }
             };
+            #[cfg(test)]
+            if plan.hopper() {
+                HOPPER_PRODUCTS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
             cuda::run(out, &product, b, layout, plan)
                 .map_err(|error| format!("{plan}: {error}"))?;
             return Ok(settings);

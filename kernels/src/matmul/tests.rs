@@ -277,7 +277,7 @@ mod emulated {
     use super::super::cuda;
     use super::*;
     use crate::device::{HOPPER, on_chip};
-    use crate::matmul::check::{check_tensor_cores, sum_bound};
+    use crate::matmul::check::{HOPPER_PRODUCTS, check_tensor_cores, sum_bound};
     use crate::testing::assert_cases;
 
     const DEVICE: Device = Device::Emulated;
@@ -420,6 +420,8 @@ mod emulated {
     #[test]
     fn products_of_hopper_agree_with_the_oracle() {
         on_chip(HOPPER, || assert_cases(DEVICE, check_tensor_cores));
+        let products = HOPPER_PRODUCTS.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(products >= 200, "only {products} of 400 products were Hopper's");
     }
 
     #[test]
@@ -440,7 +442,8 @@ mod emulated {
         on_chip(HOPPER, || {
             let mut out = case(DEVICE, 0).blank(DType::F32, &[500, 700]);
             let plans = cuda::plans(out.view(), &product, b.view(), Layout::NT, settings).unwrap();
-            let hopper = plans.into_iter().filter(cuda::Plan::hopper);
+            let hopper: Vec<_> = plans.into_iter().filter(cuda::Plan::hopper).collect();
+            assert_eq!(hopper.len(), 5);
             for plan in hopper {
                 cuda::run(out.view_mut(), &product, b.view(), Layout::NT, plan).unwrap();
                 compare("out", &to_f64(&out), &sums, |i| {
