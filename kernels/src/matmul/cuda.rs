@@ -10,6 +10,7 @@
 use prime_runtime::{DType, Device, Result, View, ViewMut};
 
 use super::cpu::Product;
+use super::tiles::{FEW_ROWS, Family, LARGE, SMALL, Tile, UNEVEN, family};
 use super::tuning::{self, Problem, Variant};
 use super::{Activation, Layout, Settings, hopper};
 use crate::device::{
@@ -60,137 +61,6 @@ device_struct! {
         vectors: u32,
     }
 }
-
-/// A tile size, compiled for the three layouts.
-#[derive(Debug)]
-struct Tile {
-    /// Rows and columns of C that a block computes.
-    m: usize,
-    n: usize,
-    /// Terms that a slot of shared memory holds, and the number of slots.
-    k: usize,
-    stages: usize,
-    warps: u32,
-    /// The instances for `NN`, `NT` and `TN`.
-    kernels: [&'static str; 3],
-}
-
-impl Tile {
-    /// Blocks for the whole of C.
-    fn tiles(&self, m: usize, n: usize) -> usize {
-        m.div_ceil(self.m) * n.div_ceil(self.n)
-    }
-}
-
-/// `tile!("gemm<bf16, float, ", 128 x 64 x 32, 2 x 2, "", 4, true)`: what the instance's text begins with, the tile, the warps that share it,
-/// what follows them in the text, stages, and whether operands must be aligned to vectors.
-macro_rules! tile {
-    ($head:literal, $m:literal x $n:literal x $k:literal, $down:literal x $across:literal, $own:literal, $stages:literal, $even:literal) => {
-        Tile {
-            m: $m,
-            n: $n,
-            k: $k,
-            stages: $stages,
-            warps: $down * $across,
-            kernels: [
-                instance!($head "NN" $m $n $k $down $across $own $stages $even),
-                instance!($head "NT" $m $n $k $down $across $own $stages $even),
-                instance!($head "TN" $m $n $k $down $across $own $stages $even),
-            ],
-        }
-    };
-}
-
-macro_rules! instance {
-    ($head:literal $layout:literal $m:literal $n:literal $k:literal $down:literal $across:literal $own:literal $stages:literal $even:literal) => {
-        concat!(
-            $head, $layout, ", ", $m, ", ", $n, ", ", $k, ", ", $down, ", ", $across, ", ", $own,
-            $stages, ", ", $even, ">"
-        )
-    };
-}
-
-/// The tile sizes for one way to compute.
-#[derive(Debug)]
-struct Family {
-    /// For products with tiles enough for a whole chip; for smaller ones; for a few rows, as generation has them; and for operands that are
-    /// not aligned to vectors.
-    tiles: [Tile; 4],
-    /// The instance that adds the parts of k.
-    parts: &'static str,
-    /// Instances that end in SwiGLU, of layout `NT`, in the same tiles.
-    swiglu: [Option<&'static str>; 4],
-    /// Bytes of an element of A and B.
-    size: usize,
-}
-
-const LARGE: usize = 0;
-const SMALL: usize = 1;
-const FEW_ROWS: usize = 2;
-const UNEVEN: usize = 3;
-
-static BF16_TO_BF16: Family = Family {
-    tiles: [
-        tile!("gemm<bf16, bf16, ", 128 x 128 x 32, 2 x 2, "", 4, true),
-        tile!("gemm<bf16, bf16, ", 64 x 64 x 64, 2 x 2, "", 3, true),
-        tile!("gemm<bf16, bf16, ", 16 x 64 x 64, 1 x 4, "", 6, true),
-        tile!("gemm<bf16, bf16, ", 64 x 64 x 64, 2 x 2, "", 3, false),
-    ],
-    parts: "gemm_parts<bf16, bf16>",
-    swiglu: [
-        Some("gemm_swiglu<bf16, 128, 128, 32, 2, 2, 4, true>"),
-        Some("gemm_swiglu<bf16, 64, 64, 64, 2, 2, 3, true>"),
-        Some("gemm_swiglu<bf16, 16, 64, 64, 1, 4, 6, true>"),
-        Some("gemm_swiglu<bf16, 64, 64, 64, 2, 2, 3, false>"),
-    ],
-    size: 2,
-};
-
-static BF16_TO_F32: Family = Family {
-    tiles: [
-        tile!("gemm<bf16, float, ", 128 x 128 x 32, 2 x 2, "", 4, true),
-        tile!("gemm<bf16, float, ", 64 x 64 x 64, 2 x 2, "", 3, true),
-        tile!("gemm<bf16, float, ", 16 x 64 x 64, 1 x 4, "", 6, true),
-        tile!("gemm<bf16, float, ", 64 x 64 x 64, 2 x 2, "", 3, false),
-    ],
-    parts: "gemm_parts<bf16, float>",
-    swiglu: [None; 4],
-    size: 2,
-};
-
-static TF32: Family = Family {
-    tiles: [
-        tile!("gemm<float, float, ", 128 x 128 x 16, 2 x 2, "", 4, true),
-        tile!("gemm<float, float, ", 64 x 64 x 32, 2 x 2, "", 3, true),
-        tile!("gemm<float, float, ", 16 x 64 x 32, 1 x 4, "", 6, true),
-        tile!("gemm<float, float, ", 64 x 64 x 32, 2 x 2, "", 3, false),
-    ],
-    parts: "gemm_parts<float, float>",
-    swiglu: [
-        Some("gemm_swiglu<float, 128, 128, 16, 2, 2, 4, true>"),
-        Some("gemm_swiglu<float, 64, 64, 32, 2, 2, 3, true>"),
-        Some("gemm_swiglu<float, 16, 64, 32, 1, 4, 6, true>"),
-        Some("gemm_swiglu<float, 64, 64, 32, 2, 2, 3, false>"),
-    ],
-    size: 4,
-};
-
-static EXACT: Family = Family {
-    tiles: [
-        tile!("gemm_exact<", 128 x 128 x 16, 4 x 2, "8, 8, ", 4, true),
-        tile!("gemm_exact<", 64 x 64 x 16, 4 x 2, "4, 4, ", 4, true),
-        tile!("gemm_exact<", 16 x 64 x 32, 1 x 2, "4, 4, ", 5, true),
-        tile!("gemm_exact<", 64 x 64 x 16, 4 x 2, "4, 4, ", 4, false),
-    ],
-    parts: "gemm_parts<float, float>",
-    swiglu: [
-        Some("gemm_swiglu_exact<128, 128, 16, 4, 2, 8, 8, 4, true>"),
-        Some("gemm_swiglu_exact<64, 64, 16, 4, 2, 4, 4, 4, true>"),
-        None,
-        Some("gemm_swiglu_exact<64, 64, 16, 4, 2, 4, 4, 4, false>"),
-    ],
-    size: 4,
-};
 
 /// Which kernel computes a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -346,7 +216,7 @@ impl Plan {
         self.parts == 1
             && match self.way {
                 Way::Tiles(tile) => self.family.swiglu[tile].is_some(),
-                Way::Few => false,
+                Way::Few => true,
                 Way::Hopper(index) => hopper::VARIANTS[index].swiglu.is_some(),
             }
     }
@@ -500,15 +370,6 @@ impl std::fmt::Display for Way {
     }
 }
 
-fn family(dtype: DType, out: DType, settings: Settings) -> &'static Family {
-    match (dtype, out) {
-        (DType::BF16, DType::BF16) => &BF16_TO_BF16,
-        (DType::BF16, _) => &BF16_TO_F32,
-        _ if settings.tf32 => &TF32,
-        _ => &EXACT,
-    }
-}
-
 /// Whether tiles of both operands can be copied in vectors of 16 bytes.
 pub(super) fn even(operands: [View<'_>; 2]) -> bool {
     operands.into_iter().all(|operand| vectorised(operand.dim(1), &[operand]) > 1)
@@ -585,11 +446,7 @@ pub(super) fn run(
         };
         let launch = match way {
             Way::Tiles(tile) => plan.geometry(launch, &family.tiles[tile], m, n),
-            _ => {
-                let rows = m.next_power_of_two();
-                let launch = launch.block(256).shared(8 * rows * FEW_COLUMNS * 4);
-                launch.grid([n.div_ceil(FEW_COLUMNS), 1, 1])
-            }
+            _ => few_geometry(launch, m, n),
         };
         return launch.run(&arguments);
     }
@@ -627,6 +484,13 @@ pub(super) fn run(
     launch.grid([blocks, 1, 1]).block(256).run(&arguments)
 }
 
+/// The launch of a product of a few rows: eight warps a block, which tell each other their sums.
+fn few_geometry(launch: Launch<'_>, m: usize, n: usize) -> Launch<'_> {
+    let rows = m.next_power_of_two();
+    let launch = launch.block(256).shared(8 * rows * FEW_COLUMNS * size_of::<f32>());
+    launch.grid([n.div_ceil(FEW_COLUMNS), 1, 1])
+}
+
 /// The instance for so many rows.
 fn few_kernel(m: usize, out: DType) -> &'static str {
     match (out, m) {
@@ -651,6 +515,7 @@ pub(super) fn swiglu(
 ) -> Result<()> {
     let (m, n, k) = (out.dim(0), out.dim(1), a.dim(1));
     let tile = match plan.way {
+        Way::Few => 0,
         Way::Hopper(index) if hopper::VARIANTS[index].swiglu.is_some() => {
             let launch = hopper::Product { variant: index, multiprocessors: plan.multiprocessors };
             return launch.swiglu(out, gate_up, a, b);
@@ -658,7 +523,13 @@ pub(super) fn swiglu(
         Way::Tiles(tile) if plan.family.swiglu[tile].is_some() => tile,
         _ => SMALL,
     };
-    let kernel = plan.family.swiglu[tile].expect("the dtype of C is that of A");
+    let kernel = match (plan.way, m) {
+        (Way::Few, 0..=1) => "gemm_few_swiglu<1>",
+        (Way::Few, 2) => "gemm_few_swiglu<2>",
+        (Way::Few, 3..=4) => "gemm_few_swiglu<4>",
+        (Way::Few, _) => "gemm_few_swiglu<8>",
+        _ => plan.family.swiglu[tile].expect("the dtype of C is that of A"),
+    };
     let vectors = n.is_multiple_of(4)
         && fours(out.as_view())
         && gate_up.as_ref().is_none_or(|view| fours(view.as_view()));
@@ -681,5 +552,8 @@ pub(super) fn swiglu(
         vectors: vectors.into(),
     };
     // Each block computes half as many columns of `out` as its tile has: as many blocks as for 2n columns.
+    if plan.way == Way::Few {
+        return few_geometry(launch, m, 2 * n).run(&arguments);
+    }
     plan.geometry(launch, &plan.family.tiles[tile], m, 2 * n).run(&arguments)
 }

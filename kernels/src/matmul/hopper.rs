@@ -143,10 +143,10 @@ impl Variant {
         let workers = (multiprocessors / cluster * cluster).max(cluster);
         let waves = (self.blocks(m, n) * parts).div_ceil(workers) as f64;
         let steps = k.div_ceil(TERMS).div_ceil(parts) as f64;
-        // Tensor cores do 1024 products a clock; what a block takes from the second cache comes at about 46 bytes a clock.
+        // Tensor cores do 2048 products a clock, of rows behind C's end too; the second cache gives a block about 46 bytes a clock of what exists.
         let products = (self.m * self.n * TERMS) as f64 / 2048.0;
-        let bytes =
-            2.0 * TERMS as f64 * (self.m as f64 / across as f64 + self.n as f64 / down as f64);
+        let rows = self.m.min(m) as f64 / across as f64 + self.n.min(n) as f64 / down as f64;
+        let bytes = 2.0 * TERMS as f64 * rows;
         let step = products.max(bytes / 46.0);
         let (size, moved) = if parts == 1 { (problem.out.size(), 1) } else { (4, 2 * parts) };
         // Sums leave at the share of memory's rate that a multiprocessor has, and hide behind the other warpgroup's products where they take turns.

@@ -262,45 +262,76 @@ template <int COUNT> DEVICE float warp_sums(float (&values)[COUNT]) {
     return values[0];
 }
 
-// Products of at most ROWS rows in layout NT, at the speed at which B, each of whose elements is used for few products, comes from memory. A block
-// takes four rows of B; its warps share the terms, 256 at a time in turn, and are added in order.
-template <class Out, int ROWS> KERNEL(256, 2) void gemm_few(const Gemm<bf16, Out> args) {
-    constexpr u32 OWN = 4, WARPS = 8, COUNT = ROWS * OWN, ROUND = WARPS * 256;
-    const u32 first = block_index() * OWN;
-    u32 k = thread_index() * 8;
-    const auto fetch = [&](Vector<bf16, 8>(&to)[OWN]) {
-        UNROLL
-        for (u32 o = 0; o < OWN; o++) to[o] = load_streaming<8>(args.b + (min(first + o, args.n - 1) * args.b_stride + k));
-    };
-    float sums[COUNT] = {};
-    Vector<bf16, 8> next[OWN];
-    if (k < args.k) fetch(next);
-    while (k < args.k) {
-        Vector<float, 8> right[OWN];
-        UNROLL
-        for (u32 o = 0; o < OWN; o++) right[o] = to_float(next[o]);
-        const u32 here = k;
-        k += ROUND;
-        if (k < args.k) fetch(next);
-        UNROLL
-        for (u32 r = 0; r < ROWS; r++) {
-            const Vector<float, 8> left = to_float(load_constant<8>(args.a + (min(r, args.m - 1) * args.a_stride + here)));
+// What products of a few rows have in common: a block takes four rows of B, each of whose elements is used for few products, and reads them once, at
+// the speed of memory. Its warps share the terms, 256 at a time in turn, and are added in order.
+template <int ROWS> struct FewRows {
+    static constexpr u32 OWN = 4, WARPS = 8, COUNT = ROWS * OWN, ROUND = WARPS * 256;
+
+    // The product of row own / OWN of A with the block's row own % OWN of B, which begins at `rows[own % OWN]`, for the thread `own`, below COUNT.
+    // All threads of the block come here.
+    DEVICE static float product(Global<const bf16> a, u64 a_stride, u32 m, u32 terms, const Global<const bf16> (&rows)[OWN]) {
+        u32 k = thread_index() * 8;
+        const auto fetch = [&](Vector<bf16, 8>(&to)[OWN]) {
             UNROLL
-            for (u32 o = 0; o < OWN; o++) {
+            for (u32 o = 0; o < OWN; o++) to[o] = load_streaming<8>(rows[o] + k);
+        };
+        float sums[COUNT] = {};
+        Vector<bf16, 8> next[OWN];
+        if (k < terms) fetch(next);
+        while (k < terms) {
+            Vector<float, 8> right[OWN];
+            UNROLL
+            for (u32 o = 0; o < OWN; o++) right[o] = to_float(next[o]);
+            const u32 here = k;
+            k += ROUND;
+            if (k < terms) fetch(next);
+            UNROLL
+            for (u32 r = 0; r < ROWS; r++) {
+                const Vector<float, 8> left = to_float(load_constant<8>(a + (min(r, m - 1) * a_stride + here)));
                 UNROLL
-                for (int e = 0; e < 8; e++) sums[r * OWN + o] = fma(left[e], right[o][e], sums[r * OWN + o]);
+                for (u32 o = 0; o < OWN; o++) {
+                    UNROLL
+                    for (int e = 0; e < 8; e++) sums[r * OWN + o] = fma(left[e], right[o][e], sums[r * OWN + o]);
+                }
             }
         }
+        const float sum = warp_sums(sums);
+        const Shared<float> of_warps = shared<float>(0);
+        if (lane() % (32 / COUNT) == 0) of_warps[warp() * COUNT + lane() / (32 / COUNT)] = sum;
+        sync_block();
+        const u32 own = thread_index() % COUNT;
+        float whole = of_warps[own];
+        for (u32 w = 1; w < WARPS; w++) whole += of_warps[w * COUNT + own];
+        return whole;
     }
-    const float sum = warp_sums(sums);
-    const Shared<float> of_warps = shared<float>(0);
-    if (lane() % (32 / COUNT) == 0) of_warps[warp() * COUNT + lane() / (32 / COUNT)] = sum;
-    sync_block();
-    const u32 own = thread_index();
-    if (own >= COUNT) return;
-    float whole = of_warps[own];
-    for (u32 w = 1; w < WARPS; w++) whole += of_warps[w * COUNT + own];
-    Finish<bf16, Out>{args}.write(own / OWN, first + own % OWN, whole);
+};
+
+// Products of at most ROWS rows in layout NT.
+template <class Out, int ROWS> KERNEL(256, 2) void gemm_few(const Gemm<bf16, Out> args) {
+    using Few = FewRows<ROWS>;
+    const u32 first = block_index() * Few::OWN, own = thread_index();
+    Global<const bf16> rows[Few::OWN];
+    UNROLL
+    for (u32 o = 0; o < Few::OWN; o++) rows[o] = args.b + min(first + o, args.n - 1) * args.b_stride;
+    const float sum = Few::product(args.a, args.a_stride, args.m, args.k, rows);
+    if (own < Few::COUNT) Finish<bf16, Out>{args}.write(own / Few::OWN, first + own % Few::OWN, sum);
+}
+
+// The same that ends in SwiGLU: two of a block's rows of B are gates, the other two what they open.
+template <int ROWS> KERNEL(256, 2) void gemm_few_swiglu(const GemmSwiglu<bf16> args) {
+    using Few = FewRows<ROWS>;
+    const u32 first = block_index() * 2, own = thread_index();
+    Global<const bf16> rows[Few::OWN];
+    UNROLL
+    for (u32 o = 0; o < Few::OWN; o++) rows[o] = args.b + (min(first + o % 2, args.n - 1) + o / 2 * args.n) * args.b_stride;
+    const float sum = Few::product(args.a, args.a_stride, args.m, args.k, rows);
+    if (own >= 32) return;
+    // The first warp's lanes hold all sums, if need be several times.
+    const float up = shuffle(sum, (own + 2) % Few::COUNT);
+    const u32 row = own / Few::OWN, which = own % Few::OWN / 2, column = first + own % 2;
+    if (own >= Few::COUNT || row >= args.m || column >= args.n) return;
+    if (args.gate_up) args.gate_up[row * args.gate_up_stride + which * args.n + column] = from_float<bf16>(sum);
+    if (which == 0) args.out[row * args.out_stride + column] = from_float<bf16>(gated<bf16>(2, sum, up));
 }
 
 INSTANCE(gemm<bf16, bf16, NN, 128, 128, 32, 2, 2, 4, true>)
@@ -373,3 +404,7 @@ INSTANCE(gemm_few<float, 1>)
 INSTANCE(gemm_few<float, 2>)
 INSTANCE(gemm_few<float, 4>)
 INSTANCE(gemm_few<float, 8>)
+INSTANCE(gemm_few_swiglu<1>)
+INSTANCE(gemm_few_swiglu<2>)
+INSTANCE(gemm_few_swiglu<4>)
+INSTANCE(gemm_few_swiglu<8>)

@@ -39,6 +39,7 @@ pub mod reference;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod tiles;
 pub mod tuning;
 
 pub(crate) use self::cuda::CODE;

@@ -515,6 +515,26 @@ mod emulated {
     }
 
     #[test]
+    fn swiglu_behind_few_rows_is_the_bits_of_swiglu_after_them() {
+        for (m, half) in [(1, 9), (2, 64), (3, 30), (8, 41)] {
+            let (a, b) =
+                (dense(18, DType::BF16, [m, 264]), dense(19, DType::BF16, [2 * half, 264]));
+            let views = [a.view(), b.view()];
+            let gate_up = product(views, Layout::NT, DType::BF16, None, Settings::default());
+            let mut after = case(DEVICE, 0).blank(DType::BF16, &[m, half]);
+            crate::swiglu::forward(after.view_mut(), gate_up.view()).unwrap();
+            let mut out = case(DEVICE, 0).blank(DType::BF16, &[m, half]);
+            let mut kept = case(DEVICE, 0).blank(DType::BF16, &[m, 2 * half]);
+            let results = [out.view(), kept.view()];
+            let plan = cuda::plan_swiglu(results, true, views, Settings::default()).unwrap();
+            assert!(plan.to_string().starts_with("vector"), "{plan}");
+            cuda::swiglu(out.view_mut(), Some(kept.view_mut()), a.view(), b.view(), plan).unwrap();
+            assert!(out.view().to_f32_vec() == after.view().to_f32_vec(), "{m} x {half}");
+            assert!(kept.view().to_f32_vec() == gate_up.view().to_f32_vec(), "{m} x {half}");
+        }
+    }
+
+    #[test]
     fn packing_for_a_device_is_refused_with_what_to_do_instead() {
         let b = dense(9, DType::F32, [8, 8]);
         assert_eq!(
