@@ -101,7 +101,7 @@ fn a_product_of_the_pieces_is_right_whatever_the_seed() {
 
 #[test]
 fn each_mistake_in_putting_the_pieces_together_is_seen() {
-    let mistakes: [(u32, &[&str]); 6] = [
+    let mistakes: [(u32, &[&str]); 5] = [
         (1, &["may still read", "races with"]),
         (
             2,
@@ -113,27 +113,18 @@ fn each_mistake_in_putting_the_pieces_together_is_seen() {
                 "may still read",
             ],
         ),
-        (4, &["ended", "left", "exit"]),
-        (8, &["may still read", "ended", "not waited for", "leaves", "ends"]),
+        (4, &["may still read", "ended", "not waited for", "leaves", "ends"]),
         (
-            16,
+            8,
             &["stuck", "instead of", "before the asynchronous copy", "never written", "races with"],
         ),
-        (32, &["fence_proxy_async must come between"]),
+        (16, &["fence_proxy_async must come between"]),
     ];
     for (mistake, expected) in mistakes {
-        // That a block is still needed when it has left shows only where the other one is late by as much.
-        let late = mistake == 4;
-        let mut seen = 0;
-        for seed in 0..if late { 40 } else { 2 } {
-            let Err(message) = multiply(mistake, seed) else { continue };
+        for seed in 0..2 {
+            let message = multiply(mistake, seed).expect_err(&format!("mistake {mistake}"));
             let known = expected.iter().any(|part| message.contains(part));
             assert!(known, "mistake {mistake}, seed {seed}: {message}");
-            seen += 1;
-            if late {
-                break;
-            }
         }
-        assert!(seen == 2 || late && seen == 1, "mistake {mistake} was seen {seen} times");
     }
 }

@@ -116,3 +116,15 @@ fn launches_that_are_listed_are_not_started() {
     fill(&mut out).unwrap();
     assert!(out.view().to_f32_vec().iter().all(|&x| x == 7.0));
 }
+
+#[test]
+fn instances_for_hopper_are_listed_for_hopper_alone() {
+    use prime_runtime::cuda::Chip;
+    let listed = |chip| {
+        let instances = super::instances(chip).into_iter();
+        instances.filter(|(program, _)| program.name.ends_with("_sm90.cu")).count()
+    };
+    assert!(listed(super::HOPPER) > 0);
+    assert_eq!(listed(Chip::OLDEST), 0);
+    assert_eq!(listed(Chip { major: 10, minor: 0 }), 0);
+}

@@ -34,6 +34,8 @@ pub(super) fn run(bench: &Bench, sizes: &Sizes, cases: &mut Vec<Case>) -> Result
         add("matmul: gradient of gate, up's input", Layout::NN, tokens, hidden, both);
         add("matmul: gradient of gate, up", Layout::TN, both, hidden, tokens);
         add("matmul: gate, up of decoding", Layout::NT, sizes.sequences, both, hidden);
+        add("matmul: gate, up of one sequence", Layout::NT, 1, both, hidden);
+        add("matmul: gate, up of eight sequences", Layout::NT, 8, both, hidden);
     }
     for &side in sizes.squares {
         for layout in [Layout::NN, Layout::NT, Layout::TN] {
