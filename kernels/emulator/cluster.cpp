@@ -32,6 +32,8 @@ void complete_if_due(Group &group) {
 
 u32 cluster_rank() { return current_thread->block->rank % cluster_size(); }
 
+void begin_grid() { current_thread->begun = true; }
+
 u32 cluster_size() { return current_worker->launch->request->cluster; }
 
 void cluster_arrive() {

@@ -1,4 +1,4 @@
-// Clusters of blocks, and the pool of registers of a block.
+// Clusters of blocks, grids that begin early, and the pool of registers of a block.
 #pragma once
 
 #include "memory.hpp"
@@ -11,6 +11,8 @@ void cluster_arrive();
 void cluster_wait();
 u32 map_address(u32 address, u32 rank);
 bool elect_one();
+// The thread has waited for the grid ahead.
+void begin_grid();
 void change_registers(u32 count, bool increase);
 
 // Registers that each thread of a block of that many has at first: what the multiprocessor's 65536 allow, in steps of 8.

@@ -28,6 +28,8 @@ enum {
     PRIME_CHECK_UNINITIALISED = 2,
     // All blocks are resident together, so that they may wait for each other.
     PRIME_COOPERATIVE = 4,
+    // The launch may begin before the one ahead of it has ended: threads wait for that in begin_grid.
+    PRIME_EARLY = 8,
 };
 
 typedef struct prime_launch {

@@ -235,6 +235,7 @@ std::string run(const prime_launch &request) {
     }
     launch.blocks_of_a_group = u32(resident);
     launch.groups = blocks / resident;
+    launch.early = request.flags & PRIME_EARLY;
     launch.check_uninitialised = request.flags & PRIME_CHECK_UNINITIALISED;
     launch.buffers = buffers_of(request);
     std::unique_ptr<GlobalRaces> races;

@@ -113,6 +113,8 @@ struct alignas(64) Thread {
     // Which phase of the cluster's barrier it has come to, and whether it has yet to wait for it.
     u32 cluster_phase = 0;
     bool cluster_arrived = false;
+    // Whether it has waited for the grid ahead.
+    bool begun = false;
 };
 
 struct Warp {
@@ -250,6 +252,7 @@ struct LaunchState {
     GlobalRaces *races = nullptr;
     Channels *channels = nullptr;
     bool check_uninitialised = true;
+    bool early = false;
     u32 blocks_of_a_group = 1;
     u64 groups = 0;
     std::atomic<u64> next_group{0};

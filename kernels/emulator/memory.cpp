@@ -93,6 +93,7 @@ void Buffer::look_at_run(u64 offset) {
 
 GlobalPlace find_global(u64 address, u32 bytes, u32 alignment, bool write, const char *what) {
     LaunchState &launch = *current_worker->launch;
+    if (launch.early && !current_thread->begun) fail("%s of %u bytes of device memory before begin_grid, in a launch that may begin early", what, bytes);
     const u64 number = address >> 48;
     if (number - 1 >= launch.buffers.size()) {
         if (address == 0) fail("%s of %u bytes through a null pointer", what, bytes);

@@ -113,6 +113,7 @@ void thread_main() {
         }
     }
     check_bulk_done(self);
+    if (launch->early && !self->begun) fail("the thread returns without begin_grid, in a launch that may begin early");
     self->finished = true;
     warp->exited |= 1u << self->lane;
     warp->ready &= ~(1u << self->position);

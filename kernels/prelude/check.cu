@@ -34,6 +34,7 @@ INSTANCE(vector_copy<f16, 8>)
 
 template <class T> KERNEL(256, 4) void streaming_copy(const VectorCopy<T> args) {
     constexpr int N = 16 / sizeof(T);
+    begin_grid();
     const u32 i = (block_index() * block_threads() + thread_index()) * N;
     if (i < args.count) {
         store_streaming(args.out + i, load_streaming<N>(args.in + i));

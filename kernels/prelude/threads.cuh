@@ -19,6 +19,16 @@ DEVICE u32 warp() { return threadIdx.x >> 5; }
 DEVICE u32 block_index(int axis = 0) { return axis == 0 ? blockIdx.x : axis == 1 ? blockIdx.y : blockIdx.z; }
 DEVICE u32 block_count(int axis = 0) { return axis == 0 ? gridDim.x : axis == 1 ? gridDim.y : gridDim.z; }
 
+/// Before anything else in a kernel that may be started before the one ahead of it has ended (`Launch::early`): every thread waits for that one's end, and
+/// sees all that it wrote; then the next kernel may be started in turn. Nothing before Hopper, where none is started early
+/// (PTX ISA: griddepcontrol).
+DEVICE void begin_grid() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /// Waits for all threads of the block; what they wrote before is seen by all after (PTX ISA: bar.sync).
 DEVICE void sync_block() { __syncthreads(); }
 
@@ -63,6 +73,7 @@ using emulator::any;
 using emulator::ballot;
 using emulator::barrier_arrive;
 using emulator::barrier_sync;
+using emulator::begin_grid;
 using emulator::block_count;
 using emulator::block_index;
 using emulator::block_threads;

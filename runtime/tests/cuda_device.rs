@@ -85,7 +85,8 @@ fn start(geometry: Geometry, arguments: &[u8; 16]) -> prime_runtime::Result<()> 
     unsafe { cuda::launch(add(), geometry, arguments) }
 }
 
-const SMALL: Geometry = Geometry { grid: [4, 2, 1], block: 128, cluster: 1, shared_bytes: 0 };
+const SMALL: Geometry =
+    Geometry { grid: [4, 2, 1], block: 128, cluster: 1, shared_bytes: 0, early: false };
 
 fn numbers(count: usize) -> Vec<u32> {
     (0..count as u32).map(|i| i.wrapping_mul(2654435761)).collect()

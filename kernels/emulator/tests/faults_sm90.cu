@@ -275,3 +275,17 @@ KERNEL(128) void fault_cluster_exit(const HopperFault args) {
     }
 }
 INSTANCE(fault_cluster_exit)
+
+KERNEL(128) void fault_early_grid_access(const HopperFault args) {
+    if (!args.broken) begin_grid();
+    own_row(args)[thread_index()] = args.in[thread_index()];
+    begin_grid();
+}
+INSTANCE(fault_early_grid_access)
+
+KERNEL(128) void fault_early_grid_return(const HopperFault args) {
+    if (args.broken && thread_index() == 5) return;
+    begin_grid();
+    own_row(args)[thread_index()] = 1.0f;
+}
+INSTANCE(fault_early_grid_return)

@@ -42,6 +42,7 @@ struct Request {
 
 const CHECK_RACES: u32 = 1;
 const CHECK_UNINITIALISED: u32 = 2;
+const EARLY: u32 = 8;
 
 unsafe extern "C" {
     fn prime_emulator_launch(request: *const Request, message: *mut c_char, size: usize) -> c_int;
@@ -187,7 +188,8 @@ pub(super) fn launch_with(
         seed: options.seed,
         workers: options.workers,
         flags: if options.races { CHECK_RACES } else { 0 }
-            | if options.uninitialised { CHECK_UNINITIALISED } else { 0 },
+            | if options.uninitialised { CHECK_UNINITIALISED } else { 0 }
+            | if geometry.early { EARLY } else { 0 },
     };
     let mut message = [0u8; 4096];
     // SAFETY: the request mirrors the C struct and points to memory that outlives the call. The kernel reaches memory only through the
@@ -276,7 +278,8 @@ mod tests {
 
     #[test]
     fn an_unknown_instance_is_refused_by_name() {
-        let geometry = Geometry { grid: [1; 3], block: 32, cluster: 1, shared_bytes: 0 };
+        let geometry =
+            Geometry { grid: [1; 3], block: 32, cluster: 1, shared_bytes: 0, early: false };
         let name = "no_such_kernel<float>";
         let message = launch_with(Options::DEFAULT, name, 0, &[], geometry, &[]).unwrap_err();
         assert!(message.to_string().contains(name), "{message}");

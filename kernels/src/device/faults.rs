@@ -93,6 +93,8 @@ const FAULTS: &[(&str, &[&str])] = &[
     ("fault_wgmma_missing_warp", &["in wgmma_wait, for warps of the warpgroup"]),
     ("fault_register_pool", &["registers_decrease to 232 registers by threads that have 224"]),
     ("fault_cluster_sync", &["races with a write by thread", "never written"]),
+    ("fault_early_grid_access", &["before begin_grid, in a launch"]),
+    ("fault_early_grid_return", &["returns without begin_grid"]),
     ("fault_cluster_exit", &["block 1 of the cluster, whose threads have all returned"]),
 ];
 
@@ -140,7 +142,8 @@ fn run(kernel: &str, broken: bool, options: Options) -> Result<(), String> {
     ];
     let pointer = |index: usize| Pointer::tagged(extents[index].start, index);
     let cluster = if kernel.contains("cluster") { 2 } else { 1 };
-    let geometry = Geometry { grid: [2, 1, 1], block: 128, cluster, shared_bytes: 8192 };
+    let early = kernel.contains("early_grid");
+    let geometry = Geometry { grid: [2, 1, 1], block: 128, cluster, shared_bytes: 8192, early };
     let broken = broken.into();
     let result = if SOURCES[0].contains(&format!(" {kernel}(")) {
         let arguments = Fault {
@@ -217,7 +220,8 @@ fn a_kernel_that_failed_leaves_the_device_usable() {
 
 #[test]
 fn wrong_geometry_is_refused_with_the_number_that_is_wrong() {
-    let right = Geometry { grid: [2, 1, 1], block: 128, cluster: 1, shared_bytes: 8192 };
+    let right =
+        Geometry { grid: [2, 1, 1], block: 128, cluster: 1, shared_bytes: 8192, early: false };
     let wrong = [
         (Geometry { block: 2048, ..right }, 0, "a block of 2048 threads"),
         (

@@ -70,7 +70,7 @@ fn multiply(mistakes: u32, seed: u64) -> Result<(), String> {
     };
     // Two stages of three pieces, four slots, four barriers.
     let shared_bytes = 2 * 3 * 8192 + 4 * 8192 + 4 * 8;
-    let geometry = Geometry { grid: [4, 1, 1], block: 384, cluster: 2, shared_bytes };
+    let geometry = Geometry { grid: [4, 1, 1], block: 384, cluster: 2, shared_bytes, early: false };
     let options = Options { seed, workers: 1 + (seed % 2) as u32, ..Options::DEFAULT };
     // SAFETY: plain data of `repr(C)`, alive for the call; padding is copied, not looked at.
     let bytes = unsafe {

@@ -106,11 +106,22 @@ impl<'a> Launch<'a> {
             source,
             expression: expression.into(),
             device,
-            geometry: Geometry { grid: [1; 3], block: 1, cluster: 1, shared_bytes: 0 },
+            geometry: Geometry {
+                grid: [1; 3],
+                block: 1,
+                cluster: 1,
+                shared_bytes: 0,
+                early: false,
+            },
             extents: [nothing; MOST_EXTENTS],
             extent_count: 0,
             lifetime: PhantomData,
         }
+    }
+
+    /// Where it will run.
+    pub(crate) fn device(&self) -> Device {
+        self.device
     }
 
     /// A pointer through which the kernel may read a view.
@@ -208,6 +219,12 @@ impl<'a> Launch<'a> {
             )));
         }
         Ok(clusters * cluster)
+    }
+
+    /// Lets the kernel be started before the one ahead of it has ended: it calls `begin_grid` before anything else.
+    pub(crate) fn early(mut self) -> Self {
+        self.geometry.early = true;
+        self
     }
 
     /// Starts the kernel with its arguments, behind all that was started on the device before. A grid without blocks does nothing.

@@ -77,7 +77,7 @@ fn multiply(
     let tile = if hopper { 64 } else { 128 };
     let grid = [(n / tile) as u32, (m / tile) as u32, 1];
     let run = |kernel: &str, bytes: &[u8], block: u32, shared_bytes: u32| {
-        let geometry = Geometry { grid, block, cluster: 1, shared_bytes };
+        let geometry = Geometry { grid, block, cluster: 1, shared_bytes, early: false };
         emulator::launch_with(options, kernel, block, bytes, geometry, &extents)
             .map_err(|error| error.to_string())
     };

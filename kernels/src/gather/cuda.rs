@@ -58,7 +58,7 @@ pub(crate) fn forward(mut out: ViewMut<'_>, x: View<'_>, picked: View<'_>) -> Re
         count: count as u32,
         threads_per_row: grid.threads_per_row,
     };
-    launch.grid(grid.grid).block(THREADS).run(&arguments)
+    launch.grid(grid.grid).block(THREADS).early().run(&arguments)
 }
 
 pub(super) fn backward(mut d_x: ViewMut<'_>, d_out: View<'_>, picked: View<'_>) -> Result<()> {

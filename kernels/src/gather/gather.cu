@@ -19,6 +19,7 @@ template <class T> struct GatherBackward {
 };
 
 template <class T, bool ALIGNED> KERNEL(256) void gather_forward(const GatherForward<T> args) {
+    begin_grid();
     constexpr int N = LANES<T>;
     const RowShare share = row_share(args.threads_per_row);
     if (share.row >= args.count) return;

@@ -154,7 +154,7 @@ pub(super) fn normalise(
         epsilon,
     };
     let blocks = (tokens * heads).div_ceil(team.rows);
-    launch.grid([blocks, 1, 1]).block(team.threads).shared(128).run(&arguments)
+    launch.grid([blocks, 1, 1]).block(team.threads).shared(128).early().run(&arguments)
 }
 
 /// The most bytes that [`backward`] borrows beside those of the sum over its blocks.

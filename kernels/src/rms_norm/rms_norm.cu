@@ -40,6 +40,7 @@ template <class T> DEVICE Global<T> row_of(Global<T> p, u64 stride, u64 token, u
 }
 
 template <class T, bool ALIGNED, bool BLOCK> KERNEL(BLOCK ? 512 : 256) void rms_norm_forward(const RmsNormForward<T> args) {
+    begin_grid();
     constexpr int N = LANES<T>, KEPT = KEPT_PARTS<ALIGNED>;
     const u64 row = BLOCK ? block_index() : static_cast<u64>(block_index()) * (block_threads() / 32) + warp();
     if (row >= static_cast<u64>(args.tokens) * args.heads) return;

@@ -58,5 +58,5 @@ pub(super) fn turn(
         threads_per_row: grid.threads_per_row,
         sign: if direction == Direction::Forward { 1.0 } else { -1.0 },
     };
-    launch.grid(grid.grid).block(THREADS).run(&arguments)
+    launch.grid(grid.grid).block(THREADS).early().run(&arguments)
 }

@@ -12,6 +12,7 @@ template <class T> struct Rope {
 };
 
 template <class T, bool ALIGNED> KERNEL(256) void rope(const Rope<T> args) {
+    begin_grid();
     constexpr int N = LANES<T>;
     const RowShare share = row_share(args.threads_per_row);
     if (share.row >= args.tokens) return;

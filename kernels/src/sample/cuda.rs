@@ -122,7 +122,7 @@ pub(super) fn forward(
         };
         // By segment a mass, a count and the maxima of its states; four numbers that warps tell each other; the list.
         let shared = vocabulary.div_ceil(SEGMENT) * (8 + 4 + 4 * STATES) + 4 * 8 + 4 * LISTED;
-        launch.grid([range.len(), 1, 1]).block(THREADS).shared(shared).run(&arguments)?;
+        launch.grid([range.len(), 1, 1]).block(THREADS).shared(shared).early().run(&arguments)?;
         let entropy = entropy.reborrow().into_rows(range);
         finish(log_probs, entropy, None, partials.view(), tokens.as_view(), vocabulary)?;
     }

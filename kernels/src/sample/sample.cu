@@ -369,6 +369,7 @@ DEVICE u32 draw(const Row &row, const Interval &interval, double uniform) {
 
 /// Draws the token of each row and leaves its logit in `log_probs`; a row that has a logit which is not finite gets the token 2^32 - 1.
 KERNEL(512, 1) void sample_draw(const SampleDraw args) {
+    begin_grid();
     using namespace sample;
     const u32 index = block_index(), segments = ceil_div(args.vocabulary, SEGMENT), states = segments * STATES;
     const Shared<float> maxima = shared<float>(0);

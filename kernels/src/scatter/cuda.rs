@@ -43,5 +43,5 @@ pub(super) fn forward(mut out: ViewMut<'_>, x: View<'_>, places: View<'_>) -> Re
         x_stride: x.row_stride() as u64,
     };
     let blocks = (count * (columns / lanes)).div_ceil(THREADS as usize);
-    launch.grid([blocks, 1, 1]).block(THREADS).run(&arguments)
+    launch.grid([blocks, 1, 1]).block(THREADS).early().run(&arguments)
 }

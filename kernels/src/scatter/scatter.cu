@@ -11,6 +11,7 @@ template <class T> struct ScatterForward {
 
 // N elements a thread; N is 1 where rows are not aligned to vectors.
 template <class T, int N> KERNEL(256) void scatter_forward(const ScatterForward<T> args) {
+    begin_grid();
     u32 vectors = args.columns / N;
     u64 at = u64(block_index()) * 256 + thread_index();
     if (at >= u64(args.count) * vectors) return;

@@ -1,9 +1,10 @@
-//! Launchers of SwiGLU: a thread a vector of 16 bytes where rows allow it, a thread an element elsewhere.
+//! Launchers of SwiGLU: threads take vectors of 16 bytes where rows allow it, elements elsewhere.
 
 use prime_runtime::{Result, View, ViewMut};
 
 use crate::device::{
-    Code, DeviceStruct, Launch, Pointer, by_dtype, device_struct, source, vectorised,
+    Code, DeviceStruct, Launch, Pointer, THREADS, by_dtype, device_struct, row_grid, source,
+    vectorised,
 };
 
 pub(crate) const CODE: Code = Code {
@@ -17,6 +18,7 @@ device_struct! {
         gate_up: Pointer,
         tokens: u32,
         width: u32,
+        threads_per_row: u32,
         out_stride: u64,
         gate_up_stride: u64,
     }
@@ -27,13 +29,12 @@ device_struct! {
         gate_up: Pointer,
         tokens: u32,
         width: u32,
+        threads_per_row: u32,
         d_gate_up_stride: u64,
         d_out_stride: u64,
         gate_up_stride: u64,
     }
 }
-
-const THREADS: u32 = 256;
 
 pub(super) fn forward(mut out: ViewMut<'_>, gate_up: View<'_>) -> Result<()> {
     let (tokens, width, dtype) = (out.dim(0), out.dim(1), out.dtype());
@@ -43,6 +44,7 @@ pub(super) fn forward(mut out: ViewMut<'_>, gate_up: View<'_>) -> Result<()> {
         4 => "swiglu_forward<float, 4>",
         _ => "swiglu_forward<bf16, 8>",
     };
+    let grid = row_grid(tokens, width / lanes, 1);
     let out_stride = out.row_stride() as u64;
     let mut launch = Launch::new(&CODE.sources[0], kernel, out.device());
     let arguments = SwigluForward {
@@ -50,11 +52,11 @@ pub(super) fn forward(mut out: ViewMut<'_>, gate_up: View<'_>) -> Result<()> {
         gate_up: launch.read(gate_up),
         tokens: tokens as u32,
         width: width as u32,
+        threads_per_row: grid.threads_per_row,
         out_stride,
         gate_up_stride: gate_up.row_stride() as u64,
     };
-    let blocks = (tokens * (width / lanes)).div_ceil(THREADS as usize);
-    launch.grid([blocks, 1, 1]).block(THREADS).run(&arguments)
+    launch.grid(grid.grid).block(THREADS).early().run(&arguments)
 }
 
 pub(super) fn backward(
@@ -69,6 +71,7 @@ pub(super) fn backward(
         4 => "swiglu_backward<float, 4>",
         _ => "swiglu_backward<bf16, 8>",
     };
+    let grid = row_grid(tokens, width / lanes, 1);
     let d_gate_up_stride = d_gate_up.row_stride() as u64;
     let mut launch = Launch::new(&CODE.sources[0], kernel, d_out.device());
     let arguments = SwigluBackward {
@@ -77,10 +80,10 @@ pub(super) fn backward(
         gate_up: launch.read(gate_up),
         tokens: tokens as u32,
         width: width as u32,
+        threads_per_row: grid.threads_per_row,
         d_gate_up_stride,
         d_out_stride: d_out.row_stride() as u64,
         gate_up_stride: gate_up.row_stride() as u64,
     };
-    let blocks = (tokens * (width / lanes)).div_ceil(THREADS as usize);
-    launch.grid([blocks, 1, 1]).block(THREADS).run(&arguments)
+    launch.grid(grid.grid).block(THREADS).run(&arguments)
 }

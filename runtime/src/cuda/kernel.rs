@@ -22,6 +22,8 @@ pub struct Geometry {
     pub cluster: u32,
     /// Bytes of shared memory of a block.
     pub shared_bytes: u32,
+    /// Whether the kernel may be started before the one ahead of it has ended, for which it then waits itself; counts from Hopper on.
+    pub early: bool,
 }
 
 /// A kernel of a device. Copying it copies a reference; kernels live as long as the process.
@@ -124,8 +126,8 @@ impl Function {
     /// When the device has no clusters, or fails.
     pub fn clusters(&self, geometry: Geometry) -> Result<u32> {
         self.0.context.enter()?;
-        let mut attribute = cluster_attribute(geometry.cluster);
-        let config = configuration(self.0.context, geometry, &mut attribute);
+        let mut attributes = Attributes::new(self.0.context, geometry);
+        let config = configuration(self.0.context, geometry, &mut attributes);
         let mut clusters = 0;
         // SAFETY: the function lives as long as the process, configuration and place for the call.
         unsafe {
@@ -180,8 +182,8 @@ pub unsafe fn launch(function: Function, geometry: Geometry, arguments: &[u8]) -
     let Function(kernel) = function;
     fits(kernel, geometry, arguments)?;
     kernel.context.enter()?;
-    let mut attribute = cluster_attribute(geometry.cluster);
-    let config = configuration(kernel.context, geometry, &mut attribute);
+    let mut attributes = Attributes::new(kernel.context, geometry);
+    let config = configuration(kernel.context, geometry, &mut attributes);
     let mut argument: *mut c_void = arguments.as_ptr().cast_mut().cast();
     // SAFETY: one argument of the size that the kernel takes, which the driver copies; what it leads to is the caller's
     // promise. The configuration lives for the call.
@@ -203,7 +205,7 @@ pub unsafe fn launch(function: Function, geometry: Geometry, arguments: &[u8]) -
 }
 
 fn fits(kernel: &Kernel, geometry: Geometry, arguments: &[u8]) -> Result<()> {
-    let Geometry { grid, block, cluster, shared_bytes } = geometry;
+    let Geometry { grid, block, cluster, shared_bytes, .. } = geometry;
     let Resources { most_threads, argument_bytes, .. } = kernel.resources;
     let wrong = if arguments.len() != argument_bytes {
         format!("takes {argument_bytes} bytes of arguments, and was given {}", arguments.len())
@@ -238,20 +240,45 @@ fn fits(kernel: &Kernel, geometry: Geometry, arguments: &[u8]) -> Result<()> {
 /// The largest cluster that every chip with clusters runs.
 const MOST_CLUSTER: u32 = 8;
 
-fn cluster_attribute(blocks: u32) -> CUlaunchAttribute {
-    CUlaunchAttribute {
-        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-        pad: [0; 4],
-        value: CUlaunchAttributeValue {
-            clusterDim: CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 },
-        },
+/// What a launch says beside its geometry.
+struct Attributes {
+    list: [CUlaunchAttribute; 2],
+    count: u32,
+}
+
+impl Attributes {
+    fn new(context: &Context, geometry: Geometry) -> Self {
+        let cluster = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue {
+                clusterDim: CUlaunchAttributeValue_union__bindgen_ty_1 {
+                    x: geometry.cluster,
+                    y: 1,
+                    z: 1,
+                },
+            },
+        };
+        // In a graph that is recorded this becomes the kind of the edge between the two kernels.
+        let early = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let is_early = geometry.early && context.properties.chip.major >= 9;
+        match (geometry.cluster > 1, is_early) {
+            (true, is_early) => {
+                Attributes { list: [cluster, early], count: 1 + u32::from(is_early) }
+            }
+            (false, is_early) => Attributes { list: [early, early], count: u32::from(is_early) },
+        }
     }
 }
 
 fn configuration(
     context: &Context,
     geometry: Geometry,
-    cluster: &mut CUlaunchAttribute,
+    attributes: &mut Attributes,
 ) -> CUlaunchConfig {
     CUlaunchConfig {
         gridDimX: geometry.grid[0],
@@ -262,7 +289,7 @@ fn configuration(
         blockDimZ: 1,
         sharedMemBytes: geometry.shared_bytes,
         hStream: context.stream,
-        attrs: cluster,
-        numAttrs: u32::from(geometry.cluster > 1),
+        attrs: attributes.list.as_mut_ptr(),
+        numAttrs: attributes.count,
     }
 }

@@ -321,7 +321,8 @@ fn kernel(symbol: &str) -> Result<Function> {
     Function::load(0, "add<u32>", &compiled)
 }
 
-const SMALL: Geometry = Geometry { grid: [4, 2, 1], block: 128, cluster: 1, shared_bytes: 0 };
+const SMALL: Geometry =
+    Geometry { grid: [4, 2, 1], block: 128, cluster: 1, shared_bytes: 0, early: false };
 
 #[test]
 fn a_kernel_is_started_with_its_geometry_and_its_arguments() {
@@ -344,6 +345,24 @@ fn a_kernel_is_started_with_its_geometry_and_its_arguments() {
         // SAFETY: as above.
         unsafe { launch(kernel, SMALL, &bytes) }.unwrap();
         assert_eq!(out.head(8).to_vec::<u32>().unwrap(), [4, 2, 1, 128, 1, 1, 0, 1]);
+        // The driver's kernel says in the hundreds of the last word whether it was started early.
+        for (cluster, expected) in [(1, 101), (2, 102)] {
+            // SAFETY: as above.
+            unsafe { launch(kernel, Geometry { cluster, early: true, ..SMALL }, &bytes) }.unwrap();
+            assert_eq!(out.head(8).to_vec::<u32>().unwrap()[7], expected);
+        }
+    });
+}
+
+#[test]
+fn no_kernel_is_started_early_before_hopper() {
+    alone("no_kernel_is_started_early_before_hopper", &[("FAKE_CHIP", "89")], || {
+        let kernel = kernel("add").unwrap();
+        let out = tensor(GPU, &[11]);
+        let bytes = arguments(&out, 2, 7);
+        // SAFETY: the driver's kernel writes 8 words and adds to 2.
+        unsafe { launch(kernel, Geometry { early: true, ..SMALL }, &bytes) }.unwrap();
+        assert_eq!(out.head(8).to_vec::<u32>().unwrap()[7], 1);
     });
 }
 

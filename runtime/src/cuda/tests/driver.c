@@ -330,10 +330,14 @@ u32 cuLaunchKernelEx(const struct launch *launch, struct function *function, voi
     u32 cluster = 1;
     if (extra || !function) return INVALID_VALUE;
     if (launch->shared > (u32)function->most_shared) return INVALID_VALUE;
-    if (launch->count) {
-        const struct attribute *attribute = launch->attributes;
-        if (launch->count != 1 || attribute->id != 4 || attribute->value.cluster[1] != 1 || attribute->value.cluster[2] != 1) return INVALID_VALUE;
-        cluster = attribute->value.cluster[0];
+    for (u32 i = 0; i < launch->count; i++) {
+        const struct attribute *attribute = (const struct attribute *)launch->attributes + i;
+        if (attribute->id == 6 && attribute->value.cluster[0] == 1) {
+            cluster += 100;
+            continue;
+        }
+        if (attribute->id != 4 || attribute->value.cluster[1] != 1 || attribute->value.cluster[2] != 1) return INVALID_VALUE;
+        cluster += attribute->value.cluster[0] - 1;
     }
     u32 code = (u32)setting("FAKE_LAUNCH", 0);
     if (code) return code;
