@@ -15,17 +15,24 @@ pub enum Numerics {
     /// No sum is cut: a row's bits are the same in any batch, as on the host, and decoding over a cache gives those of the training forward. Products
     /// of few rows, and long contexts of few sequences, then leave multiprocessors idle.
     Invariant,
+    /// [`Numerics::Fast`], and blocks add to one sum in the order in which they come, where that spares waiting for each other: parts of the gradient of
+    /// attention's queries on Hopper. The same call may give other bits.
+    Unordered,
 }
 
-const ALL: [(&str, Numerics); 3] =
-    [("fast", Numerics::Fast), ("tf32", Numerics::Tf32), ("invariant", Numerics::Invariant)];
+const ALL: [(&str, Numerics); 4] = [
+    ("fast", Numerics::Fast),
+    ("tf32", Numerics::Tf32),
+    ("invariant", Numerics::Invariant),
+    ("unordered", Numerics::Unordered),
+];
 
 impl FromStr for Numerics {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         ALL.iter().find(|(name, _)| *name == text).map(|&(_, numerics)| numerics).ok_or_else(|| {
-            format!("`{text}` is no way to compute; expected \"fast\", \"tf32\" or \"invariant\"")
+            format!("`{text}` is no way to compute; expected \"fast\", \"tf32\", \"invariant\" or \"unordered\"")
         })
     }
 }
@@ -61,7 +68,7 @@ mod tests {
         }
         assert_eq!(
             "exact".parse::<Numerics>().unwrap_err(),
-            "`exact` is no way to compute; expected \"fast\", \"tf32\" or \"invariant\""
+            "`exact` is no way to compute; expected \"fast\", \"tf32\", \"invariant\" or \"unordered\""
         );
     }
 }

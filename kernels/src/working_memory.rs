@@ -29,11 +29,11 @@ pub struct Sizes {
 impl Sizes {
     /// The most bytes for a pack of so many tokens forward and backward, and an update.
     pub fn training(&self, tokens: usize) -> usize {
-        let Sizes { dtype, hidden, widest, heads, vocabulary, .. } = *self;
+        let Sizes { dtype, hidden, widest, heads, head_dim, vocabulary, .. } = *self;
         matmul::cuda::most_scratch()
-            + attention::cuda::backward_scratch(tokens, heads)
+            + attention::cuda::backward_scratch(tokens, heads, head_dim)
             + rms_norm::cuda::backward_scratch(tokens, hidden)
-            + rms_norm::cuda::backward_scratch(tokens * heads, self.head_dim)
+            + rms_norm::cuda::backward_scratch(tokens * heads, head_dim)
             + reduce::cuda::columns_scratch(tokens, widest, dtype)
             + reduce::cuda::columns_scratch(reduce::cuda::MOST_BLOCKS, hidden, DType::F32)
             + embedding::cuda::backward_scratch(vocabulary)

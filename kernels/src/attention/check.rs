@@ -27,18 +27,37 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
     // Long enough to cross blocks of keys, short enough for the oracle.
     let longest = (8192 / (heads.heads * head_dim) as u32).clamp(4, 150);
     let cu_seqlens = cu_seqlens(&mut random, 3, longest);
-    let mask = if random.below(3) == 0 { Mask::Full } else { Mask::Causal };
-    let tokens = *cu_seqlens.last().expect("starts with 0") as usize;
-    // q, k and v are blocks of one fused buffer, now and then behind columns that leave them without alignment.
+    // Now and then columns before them leave q, k and v without alignment.
     let before = [0, 0, 0, 1][random.below(4) as usize];
-    let (queries, keys) = (heads.heads * head_dim, kv_heads * head_dim);
-    let fused = normal(&mut random, dtype, &[tokens, before + queries + 2 * keys], 1.5);
-    let d_out = normal(&mut random, dtype, &[tokens, heads.heads, head_dim], 1.0);
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let pack = Pack { device, dtype, heads, cu_seqlens, mask, scale, before, fused, d_out };
+    let pack = Pack::random(device, &mut random, dtype, heads, cu_seqlens, before);
     let error = |error: prime_runtime::Error| error.to_string();
-    pack.training(&random).map_err(error)??;
-    pack.decoding(&mut random).map_err(error)?
+    pack.training(&random, Numerics::Fast).map_err(error)??;
+    pack.decoding(&mut random, 5).map_err(error)?
+}
+
+/// [`check`] of what the kernels for Hopper take: bfloat16 and aligned rows. Sequences are longer, as tiles are, and new tokens more.
+///
+/// # Errors
+/// As of [`check`].
+pub fn check_hopper(device: Device, seed: u64) -> Result<(), String> {
+    let mut random = case(device, seed);
+    let head_dims = [8, 40, 64, 64, 72, 128, 128, 136, 256];
+    let head_dim = head_dims[random.below(head_dims.len() as u32) as usize];
+    let kv_heads = 1 + random.below(2) as usize;
+    let heads = kv_heads * [1, 1, 2, 3][random.below(4) as usize];
+    let heads = Heads { heads, kv_heads, head_dim };
+    // One or two long sequences, or many of few tokens.
+    let (sequences, longest) = match random.below(4) {
+        0 => (12, 50),
+        _ => (2, (40_000 / (heads.heads * head_dim) as u32).clamp(20, 400)),
+    };
+    let cu_seqlens = cu_seqlens(&mut random, sequences, longest);
+    let before = [0, 8][random.below(2) as usize];
+    let pack = Pack::random(device, &mut random, DType::BF16, heads, cu_seqlens, before);
+    let error = |error: prime_runtime::Error| error.to_string();
+    let numerics = [Numerics::Fast, Numerics::Unordered][random.below(2) as usize];
+    pack.training(&random, numerics).map_err(error)??;
+    pack.decoding(&mut random, 200).map_err(error)?
 }
 
 /// A batch, held by the host.
@@ -55,6 +74,25 @@ struct Pack {
 }
 
 impl Pack {
+    /// q, k and v are blocks of one fused buffer, `before` columns before them.
+    fn random(
+        device: Device,
+        random: &mut Case,
+        dtype: DType,
+        heads: Heads,
+        cu_seqlens: Vec<u32>,
+        before: usize,
+    ) -> Pack {
+        let Heads { heads: query_heads, kv_heads, head_dim } = heads;
+        let mask = if random.below(3) == 0 { Mask::Full } else { Mask::Causal };
+        let tokens = *cu_seqlens.last().expect("starts with 0") as usize;
+        let (queries, keys) = (query_heads * head_dim, kv_heads * head_dim);
+        let fused = normal(random, dtype, &[tokens, before + queries + 2 * keys], 1.5);
+        let d_out = normal(random, dtype, &[tokens, query_heads, head_dim], 1.0);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Pack { device, dtype, heads, cu_seqlens, mask, scale, before, fused, d_out }
+    }
+
     fn tokens(&self) -> usize {
         self.fused.dims()[0]
     }
@@ -89,7 +127,11 @@ impl Pack {
     }
 
     /// Forward and backward of the pack.
-    fn training(&self, random: &Case) -> prime_runtime::Result<Result<(), String>> {
+    fn training(
+        &self,
+        random: &Case,
+        numerics: Numerics,
+    ) -> prime_runtime::Result<Result<(), String>> {
         let Pack { dtype, heads, ref cu_seqlens, mask, scale, .. } = *self;
         let (fused, d_out) = (self.fused.to(self.device)?, self.d_out.to(self.device)?);
         let [q, k, v] = self.parts(&fused);
@@ -102,7 +144,7 @@ impl Pack {
             random.blank(dtype, &self.key_dims()),
             random.blank(dtype, &self.key_dims()),
         );
-        super::backward(
+        super::backward_any(
             d_q.view_mut(),
             d_k.view_mut(),
             d_v.view_mut(),
@@ -115,6 +157,7 @@ impl Pack {
             cu.view(),
             scale,
             mask,
+            numerics,
         )?;
 
         let [q, k, v] = self.parts(&self.fused).map(wide);
@@ -137,9 +180,13 @@ impl Pack {
             .and_then(|()| agrees("d_v", &d_v, &d_v_exact, &bounds.d_v)))
     }
 
-    /// The last few tokens of every sequence over a cache that reserves rows for more, which hold what is not a number; then over the same cache in pages
+    /// The last tokens of every sequence, at most `most_new`, over a cache that reserves rows for more, which hold what is not a number; then over the same cache in pages
     /// that lie in any order.
-    fn decoding(&self, random: &mut Case) -> prime_runtime::Result<Result<(), String>> {
+    fn decoding(
+        &self,
+        random: &mut Case,
+        most_new: u32,
+    ) -> prime_runtime::Result<Result<(), String>> {
         let Pack { dtype, heads, ref cu_seqlens, scale, .. } = *self;
         let (sequences, width) = (cu_seqlens.len() - 1, heads.heads * heads.head_dim);
         let longest = cu_seqlens.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
@@ -160,7 +207,7 @@ impl Pack {
         let (keys, values) = (cache(&k), cache(&v));
 
         // New tokens alone, or among others that no span covers.
-        let (new, alone) = (1 + random.below(5), random.below(2) == 0);
+        let (new, alone) = (1 + random.below(most_new), random.below(2) == 0);
         let (mut spans, mut queries) = (Vec::new(), Vec::new());
         for (sequence, pair) in cu_seqlens.windows(2).enumerate() {
             let length = pair[1] - pair[0];

@@ -9,10 +9,11 @@ use crate::arguments;
 use crate::device::{
     Code, DeviceStruct, Launch, Pointer, by_dtype, device_struct, source, vectorised,
 };
-use crate::numerics::Numerics;
+use crate::numerics::{self, Numerics};
 use crate::scratch;
 use variants::{FRAGMENT, Part, padded};
 
+mod hopper;
 mod variants;
 
 pub(crate) const CODE: Code = Code {
@@ -20,6 +21,9 @@ pub(crate) const CODE: Code = Code {
         source!("attention", "forward.cu"),
         source!("attention", "backward.cu"),
         source!("attention", "decode.cu"),
+        source!("attention", "forward_sm90.cu"),
+        source!("attention", "backward_sm90.cu"),
+        source!("attention", "decode_sm90.cu"),
     ],
     structs: &[
         AttentionForward::LAYOUT,
@@ -28,6 +32,11 @@ pub(crate) const CODE: Code = Code {
         AttentionBackwardQueries::LAYOUT,
         AttentionDecode::LAYOUT,
         AttentionCombine::LAYOUT,
+        hopper::LAYOUTS[0],
+        hopper::LAYOUTS[1],
+        hopper::LAYOUTS[2],
+        hopper::LAYOUTS[3],
+        hopper::LAYOUTS[4],
     ],
 };
 
@@ -202,7 +211,42 @@ pub(super) fn forward(
         sequences,
         scale,
         mask,
+        numerics::chosen(),
     )
+}
+
+/// A kernel of the forward pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ForwardKernel {
+    /// By the name of its instance.
+    Portable(String),
+    /// One of Hopper's.
+    Hopper(&'static hopper::ForwardVariant),
+}
+
+impl ForwardKernel {
+    /// The instance's name.
+    pub(super) fn name(&self) -> String {
+        match self {
+            ForwardKernel::Portable(name) => name.clone(),
+            ForwardKernel::Hopper(variant) => variant.name.to_owned(),
+        }
+    }
+}
+
+/// The kernels for packed sequences in aligned rows, the one that is taken unless another is preferred first.
+pub(super) fn forward_kernels(
+    dtype: DType,
+    head_dim: usize,
+    hopper: bool,
+) -> Result<Vec<ForwardKernel>> {
+    let mut kernels = Vec::new();
+    if hopper && dtype == DType::BF16 {
+        kernels.extend(hopper::forward_variants(head_dim).map(ForwardKernel::Hopper));
+    }
+    let portable = variants::forward(dtype, padded("attention.forward", head_dim)?);
+    kernels.push(ForwardKernel::Portable(portable.name));
+    Ok(kernels)
 }
 
 /// How a launch learns which rows belong to which sequence.
@@ -223,8 +267,16 @@ fn attend(
     sequences: usize,
     scale: f32,
     mask: Mask,
+    numerics: Numerics,
 ) -> Result<()> {
     let (tokens, heads, head_dim) = (q.dim(0), q.dim(1), q.dim(2));
+    let views = [q, k, v];
+    if let Some(variant) =
+        hopper::forward_variant(views, out.as_view(), lengths, sequences, mask, numerics)?
+    {
+        let lse = lse.as_mut();
+        return hopper::forward(variant, &mut out, lse, views, lengths, sequences, scale, mask);
+    }
     let shared_by = heads / k.dim(1);
     let variant = variants::forward(q.dtype(), padded(operation, head_dim)?);
     // Over a cache the heads of a group read the same keys at the same time.
@@ -292,6 +344,7 @@ pub(super) fn backward(
     cu_seqlens: View<'_>,
     scale: f32,
     mask: Mask,
+    numerics: Numerics,
 ) -> Result<()> {
     let operation = "attention.backward";
     arguments::contiguous(operation, "cu_seqlens", cu_seqlens)?;
@@ -301,6 +354,14 @@ pub(super) fn backward(
     let dim = padded(operation, head_dim)?;
     if tokens == 0 {
         return Ok(());
+    }
+    let gradients = [d_q.as_view(), d_k.as_view(), d_v.as_view()];
+    let views = [gradients[0], gradients[1], gradients[2], d_out, q, k, v, out];
+    if let Some(variant) = hopper::backward_variant(head_dim, &views, sequences)? {
+        let inputs = [d_out, q, k, v, out, lse, cu_seqlens];
+        return hopper::backward(
+            variant, &mut d_q, &mut d_k, &mut d_v, inputs, scale, mask, numerics,
+        );
     }
     let mut delta = scratch::device(device, DType::F32, tokens, heads)?;
     compute_delta(delta.view_mut(), d_out, out)?;
@@ -378,9 +439,10 @@ pub(super) fn backward(
         .run(&arguments)
 }
 
-/// Bytes that [`backward`] borrows.
-pub(crate) fn backward_scratch(tokens: usize, heads: usize) -> usize {
+/// The most bytes that [`backward`] borrows on any chip.
+pub(crate) fn backward_scratch(tokens: usize, heads: usize, head_dim: usize) -> usize {
     scratch::device_bytes(DType::F32, tokens * heads)
+        .max(hopper::backward_scratch(tokens, heads, head_dim))
 }
 
 /// The most bytes that [`decode`] borrows for one new token of each of so many sequences or fewer, each with so many reserved keys.
@@ -457,6 +519,7 @@ pub(super) fn decode(
             sequences,
             scale,
             Mask::Causal,
+            numerics,
         );
     }
     let variant = variants::decode(q.dtype(), dim);
@@ -476,37 +539,45 @@ pub(super) fn decode(
         let mut part = part.as_mut().map(|part| part.view_mut());
         let mut part_lse = part_lse.as_mut().map(|part| part.view_mut());
         let whole = part.is_none().then_some(&mut out);
-        let mut launch = Launch::new(&CODE.sources[2], variant.name, q.device());
-        let arguments = AttentionDecode {
-            out: launch.write_if(whole),
-            part: launch.write_if(part.as_mut()),
-            part_lse: launch.write_if(part_lse.as_mut()),
-            q: launch.read(q),
-            keys: launch.read(keys),
-            values: launch.read(values),
-            spans: launch.read(spans),
-            table: launch.read_if(pages.map(|pages| pages.table)),
-            sequences: sequences as u32,
-            shared_by: shared_by as u32,
-            heads: heads as u32,
-            rows: rows as u32,
-            head_dim: head_dim as u32,
-            splits: splits as u32,
-            aligned,
-            page_shift: page_shift(pages),
-            scale_log2: scale * LOG2_E,
-            out_stride,
-            q_stride: stride(q),
-            keys_stride: stride(keys),
-            values_stride: stride(values),
-            spans_stride: stride(spans),
-            table_stride: pages.map_or(0, |pages| stride(pages.table)),
-        };
-        launch
-            .grid([row_tiles, kv_heads, splits])
-            .block(variant.threads)
-            .shared(variant.shared)
-            .run(&arguments)?;
+        let grid = [row_tiles, kv_heads, splits];
+        if let Some(variant) = hopper::decode_variant([q, keys, values])? {
+            let (part, part_lse) = (part.as_mut(), part_lse.as_mut());
+            let inputs = [q, keys, values, spans];
+            hopper::decode(variant, whole, part, part_lse, inputs, pages, grid, scale)?;
+        } else {
+            let mut launch = Launch::new(&CODE.sources[2], variant.name, q.device());
+            let arguments = AttentionDecode {
+                out: launch.write_if(whole),
+                part: launch.write_if(part.as_mut()),
+                part_lse: launch.write_if(part_lse.as_mut()),
+                q: launch.read(q),
+                keys: launch.read(keys),
+                values: launch.read(values),
+                spans: launch.read(spans),
+                table: launch.read_if(pages.map(|pages| pages.table)),
+                sequences: sequences as u32,
+                shared_by: shared_by as u32,
+                heads: heads as u32,
+                rows: rows as u32,
+                head_dim: head_dim as u32,
+                splits: splits as u32,
+                aligned,
+                page_shift: page_shift(pages),
+                scale_log2: scale * LOG2_E,
+                out_stride,
+                q_stride: stride(q),
+                keys_stride: stride(keys),
+                values_stride: stride(values),
+                spans_stride: stride(spans),
+                table_stride: pages.map_or(0, |pages| stride(pages.table)),
+            };
+            launch
+                .grid(grid)
+                .block(variant.threads)
+                .shared(variant.shared)
+                .early()
+                .run(&arguments)?;
+        }
     }
     let (Some(part), Some(part_lse)) = (part, part_lse) else { return Ok(()) };
     let kernel = by_dtype!(q.dtype(), "attention_combine<", ">");
@@ -524,5 +595,5 @@ pub(super) fn decode(
         out_stride,
         spans_stride: stride(spans),
     };
-    launch.grid([tiles(rows, 4, sequences), 1, 1]).block(128).run(&arguments)
+    launch.grid([tiles(rows, 4, sequences), 1, 1]).block(128).early().run(&arguments)
 }

@@ -2,6 +2,7 @@
 // that keys and values are read once for all of them. Keys are split over blocks, and in a block over warps, each of which goes through its own
 // blocks of KEYS keys; what the warps hold is joined in order, and what blocks hold by a second kernel, in order again.
 #include "prelude.cuh"
+#include "decoding.cuh"
 #include "sequences.cuh"
 #include "tiles.cuh"
 
@@ -27,6 +28,7 @@ template <class T> struct AttentionCombine {
 };
 
 template <class T, int D, int WARPS, int KEYS> KERNEL(WARPS * 32, 3) void attention_decode(const AttentionDecode<T> args) {
+    begin_grid();
     constexpr u32 THREADS = WARPS * 32, ROWS = 16, BYTES = D * sizeof(T), STAGE = 2 * KEYS * BYTES;
     constexpr int NT = KEYS / 8;
     u32 sequence, tile;
@@ -76,40 +78,8 @@ template <class T, int D, int WARPS, int KEYS> KERNEL(WARPS * 32, 3) void attent
         const Tile<T, D> keys{own + stage * STAGE}, values{own + stage * STAGE + KEYS * BYTES};
         float scores[1][NT][4];
         multiply_rows(scores, queries, 0, keys);
-        UNROLL
-        for (int h = 0; h < 2; h++) {
-            const u32 seen = visible(first + g + 8 * h);
-            float most = largest[h];
-            UNROLL
-            for (int n = 0; n < NT; n++) {
-                UNROLL
-                for (int e = 2 * h; e < 2 * h + 2; e++) {
-                    if (at + 8 * n + 2 * t + e % 2 >= seen) scores[0][n][e] = -infinity;
-                    most = max(most, scores[0][n][e]);
-                }
-            }
-            most = max(most, shuffle_xor(most, 1));
-            most = max(most, shuffle_xor(most, 2));
-            // A row may see no key of a block: its weights are 2^-infinity.
-            const float base = most == -infinity ? 0.0f : most, shift = base * args.scale_log2;
-            const float correction = exp2_fast((largest[h] - base) * args.scale_log2);
-            largest[h] = most;
-            float added_weight = 0.0f;
-            UNROLL
-            for (int n = 0; n < NT; n++) {
-                UNROLL
-                for (int e = 2 * h; e < 2 * h + 2; e++) {
-                    scores[0][n][e] = exp2_fast(fma(scores[0][n][e], args.scale_log2, -shift));
-                    added_weight += scores[0][n][e];
-                }
-            }
-            weight[h] = fma(weight[h], correction, added_weight);
-            UNROLL
-            for (int n = 0; n < D / 8; n++) {
-                sums[0][n][2 * h] *= correction;
-                sums[0][n][2 * h + 1] *= correction;
-            }
-        }
+        const u32 seen[2] = {visible(first + g), visible(first + g + 8)};
+        weigh_scores(scores, sums, largest, weight, seen, at + 2 * t, args.scale_log2);
         add_weighted_rows(sums, scores, values);
         // All lanes have read this stage before it is copied over.
         sync_warp();
@@ -117,50 +87,22 @@ template <class T, int D, int WARPS, int KEYS> KERNEL(WARPS * 32, 3) void attent
         stage ^= 1;
     }
 
-    // The warps' sums and, for each row, largest score and sum of weights, where keys and values were.
+    // Where keys and values were.
     copy_async_wait<0>();
     sync_block();
-    const Shared<float> all_sums = shared<float>(ROWS * BYTES), numbers = all_sums + WARPS * ROWS * D;
-    UNROLL
-    for (int h = 0; h < 2; h++) {
-        float total = weight[h];
-        total += shuffle_xor(total, 1);
-        total += shuffle_xor(total, 2);
-        const u32 row = warp() * ROWS + g + 8 * h;
-        if (t == 0) store(numbers + row * 2, Vector<float, 2>{{largest[h] * args.scale_log2, total}});
-        UNROLL
-        for (int n = 0; n < D / 8; n++)
-            store(all_sums + row * D + 8 * n + 2 * t, Vector<float, 2>{{sums[0][n][2 * h], sums[0][n][2 * h + 1]}});
-    }
-    sync_block();
-    for (u32 row = warp(); row < min(ROWS, rows - first); row += WARPS) {
-        float top = -infinity, factor[WARPS], total = 0.0f;
-        UNROLL
-        for (u32 w = 0; w < WARPS; w++) top = max(top, static_cast<float>(numbers[(w * ROWS + row) * 2]));
-        UNROLL
-        for (u32 w = 0; w < WARPS; w++) {
-            const Vector<float, 2> pair = load<2>(numbers + (w * ROWS + row) * 2);
-            factor[w] = pair[0] == -infinity ? 0.0f : exp2_fast(pair[0] - top);
-            total = fma(pair[1], factor[w], total);
-        }
-        const u64 at = token_of(row) * args.heads + head_of(row);
-        const bool whole = !args.part;
-        if (!whole && lane() == 0) args.part_lse[u64(block_index(2)) * args.rows + at] = top + log2(total);
-        if (total == 0.0f) continue;
-        const float inverse = 1.0f / total;
-        for (u32 d = lane(); d < args.head_dim; d += 32) {
-            float sum = 0.0f;
-            UNROLL
-            for (u32 w = 0; w < WARPS; w++) sum = fma(all_sums[(w * ROWS + row) * D + d], factor[w], sum);
-            sum *= inverse;
-            if (whole) args.out[token_of(row) * args.out_stride + head_of(row) * args.head_dim + d] = from_float<T>(sum);
-            else args.part[(u64(block_index(2)) * args.rows + at) * args.head_dim + d] = sum;
-        }
-    }
+    const auto take_lse = [&](u32 row, float lse) {
+        if (args.part) args.part_lse[u64(block_index(2)) * args.rows + token_of(row) * args.heads + head_of(row)] = lse;
+    };
+    const auto take = [&](u32 row, u32 column, float value) {
+        if (!args.part) args.out[token_of(row) * args.out_stride + head_of(row) * args.head_dim + column] = from_float<T>(value);
+        else args.part[(u64(block_index(2)) * args.rows + token_of(row) * args.heads + head_of(row)) * args.head_dim + column] = value;
+    };
+    join_warps<WARPS>(ROWS * BYTES, sums, largest, weight, args.scale_log2, min(ROWS, rows - first), args.head_dim, take_lse, take);
 }
 
 /// A warp a token and head. Splits that hold no key of a row have a log-sum-exp of minus infinity and no sums.
 template <class T> KERNEL(128) void attention_combine(const AttentionCombine<T> args) {
+    begin_grid();
     constexpr u32 WARPS = 4;
     u32 sequence, tile;
     const auto tiles_of = [&](u32 s) { return ceil_div(args.spans[s * args.spans_stride + 1] * args.heads, WARPS); };

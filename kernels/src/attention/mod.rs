@@ -7,9 +7,10 @@
 //! Keys are visited in blocks of a fixed size aligned to the start of their sequence, and every score and every output is one chain of
 //! fused multiply-adds in order: a token's output does not depend on the batch around it, and [`decode`] over a cache gives the bits of [`forward`].
 //!
-//! A key that a query must not see does not reach its output, even where it is not a number. Neither does such a value on the host; on devices
-//! it may reach queries of its own sequence that share a tile with one that sees it, since tensor cores multiply whole tiles, weights of zero
-//! included. To take it out row by row would cost registers that the kernels have not got.
+//! A key that a query must not see does not reach its output, even where it is not a number. Neither does such a value on the host, nor in the forward
+//! kernels for Hopper, which take it out of a tile that not all queries see. Elsewhere on devices (the portable kernels, decoding, gradients) it may
+//! reach queries of its own sequence that share a tile with one that sees it, since tensor cores multiply whole tiles, weights of zero included; to
+//! take it out row by row would cost registers that these kernels have not got. What lies behind the end of a sequence reaches nobody.
 //!
 //! A cache may lie in pages ([`decode_paged`]): a sequence's keys and values then lie wherever a table says, and sequences may share pages. The sums
 //! are those of a cache without pages, in the same order.
@@ -17,9 +18,12 @@
 //! On devices the weights, and in backward the gradients of the scores, are rounded to bfloat16 before the next product where storage is bfloat16,
 //! and nothing but storage is rounded where it is float32. Forward and backward still give a sequence the same bits in any batch. Decoding there splits
 //! keys over blocks by the size of the batch, unless [`Numerics::Invariant`] is chosen: then a block walks over all keys of its queries in the steps of
-//! [`forward`], and gives its bits, as on the host. No sum is atomic: same call, same bits.
+//! [`forward`], and gives its bits, as on the host. Same call, same bits, unless [`Numerics::Unordered`] is chosen.
 //!
-//! Sources: Dao et al., arXiv 2205.14135 and 2307.08691; Ainslie et al., arXiv 2305.13245.
+//! Hopper has kernels of its own for bfloat16 in aligned rows (`cuda/hopper.rs`): forward to 256 elements a head, backward to 128, decoding to 256. Where
+//! numerics are to be invariant it takes the portable forward, which decoding shares.
+//!
+//! Sources: Dao et al., arXiv 2205.14135 and 2307.08691; Shah et al., arXiv 2407.08608; Ainslie et al., arXiv 2305.13245.
 
 use prime_runtime::{Device, NamedDims, Result, View, ViewMut};
 
@@ -32,11 +36,12 @@ pub(crate) mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+pub mod tuning;
 
 pub(crate) use cuda::CODE;
 
 /// Which keys a query sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mask {
     /// Those of its own sequence up to its own position.
     Causal,
@@ -137,7 +142,7 @@ pub fn forward(
     }
 }
 
-/// Gradients of [`forward`], all overwritten, in the inputs' dtype; deterministic.
+/// Gradients of [`forward`], all overwritten, in the inputs' dtype; deterministic unless [`Numerics::Unordered`] is chosen.
 ///
 /// # Errors
 /// As for [`forward`].
@@ -154,6 +159,25 @@ pub fn backward(
     cu_seqlens: View<'_>,
     scale: f32,
     mask: Mask,
+) -> Result<()> {
+    let numerics = numerics::chosen();
+    backward_any(d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask, numerics)
+}
+
+fn backward_any(
+    d_q: ViewMut<'_>,
+    d_k: ViewMut<'_>,
+    d_v: ViewMut<'_>,
+    d_out: View<'_>,
+    q: View<'_>,
+    k: View<'_>,
+    v: View<'_>,
+    out: View<'_>,
+    lse: View<'_>,
+    cu_seqlens: View<'_>,
+    scale: f32,
+    mask: Mask,
+    numerics: Numerics,
 ) -> Result<()> {
     let operation = "attention.backward";
     let mut dims = NamedDims::new(operation);
@@ -180,7 +204,9 @@ pub fn backward(
             check_cumulative(&dims, cu_seqlens)?;
             cpu::backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask)
         }
-        _ => cuda::backward(d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask),
+        _ => cuda::backward(
+            d_q, d_k, d_v, d_out, q, k, v, out, lse, cu_seqlens, scale, mask, numerics,
+        ),
     }
 }
 

@@ -5,7 +5,7 @@ use prime_runtime::{DType, Device, Tensor, View};
 
 use super::{Mask, Pages};
 use crate::numerics::Numerics;
-use crate::testing::{assert_independent_of_threads, generator, normal, zeros};
+use crate::testing::{assert_independent_of_threads, generator, normal, roundoff, zeros};
 
 const KV_HEADS: usize = 2;
 
@@ -416,6 +416,7 @@ fn calls_that_disagree_with_the_contract_are_refused_with_a_sentence() {
 #[cfg(feature = "emulated")]
 mod emulated {
     use super::*;
+    use crate::device::{HOPPER, on_chip};
 
     const DEVICE: Device = Device::Emulated;
 
@@ -426,6 +427,91 @@ mod emulated {
             let pack = Pack::random(&mut random, dtype, &[70, 0, 1, 129, 33], 2, 20).to(DEVICE);
             assert_same_bits_alone(&pack, mask);
             assert!(pack.run(mask) == pack.run(mask), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn kernels_for_hopper_agree_with_the_oracle() {
+        on_chip(HOPPER, || crate::testing::assert_cases(DEVICE, super::super::check::check_hopper));
+    }
+
+    #[test]
+    fn kernels_for_hopper_give_a_sequence_the_same_bits_alone_and_in_any_pack() {
+        let mut random = generator(18);
+        for (mask, head_dim) in [(Mask::Causal, 64), (Mask::Full, 128), (Mask::Causal, 256)] {
+            let lengths = [70, 0, 1, 300, 129, 64, 33];
+            let pack = Pack::random(&mut random, DType::BF16, &lengths, 2, head_dim).to(DEVICE);
+            on_chip(HOPPER, || {
+                assert_same_bits_alone(&pack, mask);
+                assert!(pack.run(mask) == pack.run(mask), "{mask:?}, {head_dim}");
+            });
+        }
+    }
+
+    #[test]
+    fn every_variant_that_may_be_preferred_computes_the_same() {
+        use super::super::tuning::{self, Problem};
+        let mut random = generator(20);
+        for (head_dim, count) in [(64, 3), (128, 3), (256, 2)] {
+            // A length that no other test has: preferences are the process's.
+            let pack = Pack::random(&mut random, DType::BF16, &[211, 33], 1, head_dim).to(DEVICE);
+            let problem = Problem {
+                tokens: 244,
+                sequences: 2,
+                heads: KV_HEADS,
+                kv_heads: KV_HEADS,
+                head_dim,
+                mask: Mask::Causal,
+                dtype: DType::BF16,
+            };
+            let values = pack.v.view().to_f32_vec();
+            let largest = values.into_iter().map(f32::abs).fold(0.0, f32::max);
+            on_chip(HOPPER, || {
+                let variants = tuning::variants(DEVICE, problem).unwrap();
+                assert_eq!(variants.len(), count, "{variants:?}");
+                let unforced = pack.run(Mask::Causal).out;
+                let of = |bits: &[u32]| -> Vec<f32> {
+                    bits.iter().map(|&bits| f32::from_bits(bits)).collect()
+                };
+                let mut different = 0;
+                for variant in &variants {
+                    tuning::prefer(problem, Some(variant.clone()));
+                    let out = pack.run(Mask::Causal).out;
+                    different += usize::from(out != unforced);
+                    // Weights and the result are rounded in each of two.
+                    let (out, unforced) = (of(&out), of(&unforced));
+                    let far = out.iter().zip(&unforced).map(|(a, b)| (a - b).abs());
+                    let bound = 4.04 * largest * roundoff(DType::BF16) as f32;
+                    assert!(far.fold(0.0, f32::max) <= bound, "{variant}");
+                }
+                tuning::prefer(problem, None);
+                assert!(pack.run(Mask::Causal).out == unforced);
+                // Blocks of other sizes add in another order, so that it shows which was taken.
+                assert!(different > 0, "{head_dim}");
+            });
+        }
+    }
+
+    #[test]
+    fn what_a_query_must_not_see_stays_out_of_its_row_on_hopper() {
+        // Keys and values from `first` on are no numbers: of the own sequence behind the query, and of the sequence behind it.
+        let run = |pack: &Pack, mask| on_chip(HOPPER, || pack.to(DEVICE).run(mask));
+        for (head_dim, value) in [(64, f32::NAN), (128, f32::INFINITY), (256, f32::NEG_INFINITY)] {
+            for (mask, first) in [(Mask::Causal, 41), (Mask::Full, 150)] {
+                let mut random = generator(19);
+                let mut pack = Pack::random(&mut random, DType::BF16, &[150, 90], 2, head_dim);
+                let before = run(&pack, mask);
+                for tensor in [&mut pack.k, &mut pack.v] {
+                    let mut values = tensor.view().to_f32_vec();
+                    values[first * KV_HEADS * head_dim..].fill(value);
+                    *tensor = crate::testing::from_f32(&values, DType::BF16, tensor.dims());
+                }
+                let after = run(&pack, mask);
+                let end = first * pack.q.dims()[1] * head_dim;
+                assert!(after.out[..end] == before.out[..end], "{mask:?}, {head_dim}");
+                let finite = |bits: &u32| f32::from_bits(*bits).is_finite();
+                assert!(!after.out[end..].iter().any(finite), "{mask:?}, {head_dim}");
+            }
         }
     }
 

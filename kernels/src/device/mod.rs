@@ -102,9 +102,11 @@ macro_rules! headers {
 pub const HEADERS: &[(&str, &str)] = headers![
     "atomics.cuh",
     "barrier.cuh",
+    "boxes.cuh",
     "bulk.cuh",
     "cluster.cuh",
     "copy_async.cuh",
+    "decoding.cuh",
     "gemm.cuh",
     "hopper_gemm.cuh",
     "math.cuh",

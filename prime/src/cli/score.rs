@@ -77,7 +77,7 @@ pub(super) struct ScoreArgs {
     /// Where to compute: cpu, cuda (the first GPU), cuda:N, or emulated (the GPU's kernels run and checked on the host, slowly)
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = values::device)]
     device: Device,
-    /// How sums run on devices other than the host: fast, tf32 or invariant; see `numerics` in the configuration
+    /// How sums run on devices other than the host: fast, tf32, invariant or unordered; see `numerics` in the configuration
     #[arg(long, value_name = "HOW", default_value = "fast")]
     numerics: Numerics,
     /// What the models compute in

@@ -1,0 +1,80 @@
+//! Which kernel computes attention, for whoever measures, as `matmul::tuning` has it of products: [`variants`] of a [`Problem`], [`prefer`] one, time it.
+//!
+//! Forward alone has a choice. A variant is kept by its text. Preferences are of this process, and passed over where a call does not allow them: rows that
+//! do not begin at multiples of 16 bytes, or numerics that are to be invariant.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
+
+use prime_runtime::{DType, Device, Result};
+
+use super::Mask;
+use super::cuda::{self, ForwardKernel};
+use crate::device;
+
+/// All of a forward pass that its speed depends on, but for the lengths of its sequences one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Problem {
+    /// Rows of q, all sequences together.
+    pub tokens: usize,
+    /// Sequences.
+    pub sequences: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// What queries see.
+    pub mask: Mask,
+    /// Storage.
+    pub dtype: DType,
+}
+
+/// One way to compute a forward pass: a kernel. Its text is the kernel's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variant(pub(super) ForwardKernel);
+
+impl std::fmt::Display for Variant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.name())
+    }
+}
+
+/// Every kernel that computes a pass over packed sequences whose rows and heads begin at multiples of 16 bytes, on a device beside the host; the one that
+/// the launcher takes by itself comes first.
+///
+/// # Errors
+/// When the device cannot be used, or has no kernel for a head of so many elements.
+pub fn variants(device: Device, problem: Problem) -> Result<Vec<Variant>> {
+    let hopper = device::tier(device)?.hopper();
+    let kernels = cuda::forward_kernels(problem.dtype, problem.head_dim, hopper)?;
+    Ok(kernels.into_iter().map(Variant).collect())
+}
+
+/// Quick to ask while nothing is preferred.
+static ANY: AtomicBool = AtomicBool::new(false);
+
+fn table() -> &'static RwLock<HashMap<Problem, Variant>> {
+    static TABLE: OnceLock<RwLock<HashMap<Problem, Variant>>> = OnceLock::new();
+    TABLE.get_or_init(RwLock::default)
+}
+
+/// Has the launcher take a variant for a pass from now on; `None` leaves it to itself again.
+pub fn prefer(problem: Problem, variant: Option<Variant>) {
+    let mut table = table().write().unwrap_or_else(PoisonError::into_inner);
+    match variant {
+        Some(variant) => table.insert(problem, variant),
+        None => table.remove(&problem),
+    };
+    ANY.store(!table.is_empty(), Ordering::Release);
+}
+
+/// The variant that was preferred last for a pass.
+pub fn preferred(problem: &Problem) -> Option<Variant> {
+    if !ANY.load(Ordering::Acquire) {
+        return None;
+    }
+    table().read().unwrap_or_else(PoisonError::into_inner).get(problem).cloned()
+}
