@@ -448,7 +448,7 @@ pub(super) fn run(
             Way::Tiles(tile) => plan.geometry(launch, &family.tiles[tile], m, n),
             _ => few_geometry(launch, m, n),
         };
-        return launch.run(&arguments);
+        return launch.early().run(&arguments);
     }
     let mut sums = scratch::device(device, DType::F32, parts * m, n.next_multiple_of(4))?;
     let mut sums_view = sums.view_mut();
@@ -467,7 +467,7 @@ pub(super) fn run(
                 ..shape
             };
             let launch = plan.geometry(launch, tile, m, n);
-            launch.grid([tile.tiles(m, n), parts, 1]).run(&arguments)?;
+            launch.grid([tile.tiles(m, n), parts, 1]).early().run(&arguments)?;
         }
         Way::Few => unreachable!("a few rows are computed in one part"),
     }
@@ -481,7 +481,7 @@ pub(super) fn run(
         ..shape
     };
     let blocks = (m * n.div_ceil(4)).div_ceil(256);
-    launch.grid([blocks, 1, 1]).block(256).run(&arguments)
+    launch.grid([blocks, 1, 1]).block(256).early().run(&arguments)
 }
 
 /// The launch of a product of a few rows: eight warps a block, which tell each other their sums.
@@ -553,7 +553,7 @@ pub(super) fn swiglu(
     };
     // Each block computes half as many columns of `out` as its tile has: as many blocks as for 2n columns.
     if plan.way == Way::Few {
-        return few_geometry(launch, m, 2 * n).run(&arguments);
+        return few_geometry(launch, m, 2 * n).early().run(&arguments);
     }
-    plan.geometry(launch, &plan.family.tiles[tile], m, 2 * n).run(&arguments)
+    plan.geometry(launch, &plan.family.tiles[tile], m, 2 * n).early().run(&arguments)
 }

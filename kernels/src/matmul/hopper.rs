@@ -291,7 +291,7 @@ impl Product {
             variant.stages,
         ));
         let resident = launch.resident_blocks(self.multiprocessors)?;
-        launch.grid([blocks.min(resident), 1, 1]).run(arguments)
+        launch.grid([blocks.min(resident), 1, 1]).early().run(arguments)
     }
 
     /// Whether B, read by a single row of tiles, need not stay in the cache.

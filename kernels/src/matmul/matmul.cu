@@ -94,6 +94,7 @@ template <class T, class Out> DEVICE void write_sums(const Gemm<T, Out> &args, u
 // Products by tensor cores: T is bf16, or float, which is rounded to TF32. Two blocks of four warps share a multiprocessor.
 template <class T, class Out, int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, int STAGES, bool FAST>
 KERNEL(WARPS_M *WARPS_N * 32, 2) void gemm(const Gemm<T, Out> args) {
+    begin_grid();
     using Tile = TensorTile<T, LAYOUT, M, N, K, WARPS_M, WARPS_N, STAGES, FAST>;
     const Place place = place_of_block<M, N>(args);
     Tile tile;
@@ -121,6 +122,7 @@ KERNEL(WARPS_M *WARPS_N * 32, 2) void gemm(const Gemm<T, Out> args) {
 // Products of floats, each sum one chain of fused multiply-adds. Registers for 64 sums a thread leave room for one block.
 template <int LAYOUT, int M, int N, int K, int WARPS_M, int WARPS_N, int OWN_M, int OWN_N, int STAGES, bool FAST>
 KERNEL(WARPS_M *WARPS_N * 32, OWN_M *OWN_N > 32 ? 1 : 2) void gemm_exact(const Gemm<float, float> args) {
+    begin_grid();
     using Tile = ExactTile<LAYOUT, M, N, K, WARPS_M, WARPS_N, OWN_M, OWN_N, STAGES, FAST>;
     const Place place = place_of_block<M, N>(args);
     Tile tile;
@@ -184,6 +186,7 @@ template <class T> DEVICE float gated(int which, float gate, float up) {
 
 template <class T, int M, int N, int K, int WARPS_M, int WARPS_N, int STAGES, bool FAST>
 KERNEL(WARPS_M *WARPS_N * 32, 2) void gemm_swiglu(const GemmSwiglu<T> args) {
+    begin_grid();
     using Tile = TensorTile<T, NT, M, N, K, WARPS_M, WARPS_N, STAGES, FAST, true>;
     const Place place = place_of_block<M, N / 2>(args);
     Tile tile;
@@ -211,6 +214,7 @@ KERNEL(WARPS_M *WARPS_N * 32, 2) void gemm_swiglu(const GemmSwiglu<T> args) {
 
 template <int M, int N, int K, int WARPS_M, int WARPS_N, int OWN_M, int OWN_N, int STAGES, bool FAST>
 KERNEL(WARPS_M *WARPS_N * 32, OWN_M *OWN_N > 32 ? 1 : 2) void gemm_swiglu_exact(const GemmSwiglu<float> args) {
+    begin_grid();
     using Tile = ExactTile<NT, M, N, K, WARPS_M, WARPS_N, OWN_M, OWN_N, STAGES, FAST, true>;
     const Place place = place_of_block<M, N / 2>(args);
     Tile tile;
@@ -234,6 +238,7 @@ KERNEL(WARPS_M *WARPS_N * 32, OWN_M *OWN_N > 32 ? 1 : 2) void gemm_swiglu_exact(
 
 // Adds the parts of each sum, the first ones first. A thread takes four columns.
 template <class T, class Out> KERNEL(256) void gemm_parts(const Gemm<T, Out> args) {
+    begin_grid();
     const u32 across = ceil_div(args.n, 4);
     const u64 at = u64(block_index()) * 256 + thread_index();
     if (at >= u64(args.m) * across) return;
@@ -308,6 +313,7 @@ template <int ROWS> struct FewRows {
 
 // Products of at most ROWS rows in layout NT.
 template <class Out, int ROWS> KERNEL(256, 2) void gemm_few(const Gemm<bf16, Out> args) {
+    begin_grid();
     using Few = FewRows<ROWS>;
     const u32 first = block_index() * Few::OWN, own = thread_index();
     Global<const bf16> rows[Few::OWN];
@@ -319,6 +325,7 @@ template <class Out, int ROWS> KERNEL(256, 2) void gemm_few(const Gemm<bf16, Out
 
 // The same that ends in SwiGLU: two of a block's rows of B are gates, the other two what they open.
 template <int ROWS> KERNEL(256, 2) void gemm_few_swiglu(const GemmSwiglu<bf16> args) {
+    begin_grid();
     using Few = FewRows<ROWS>;
     const u32 first = block_index() * 2, own = thread_index();
     Global<const bf16> rows[Few::OWN];

@@ -57,6 +57,7 @@ template <class Out, int LAYOUT, int M, int N, int STAGES, bool TURNS, int SHARI
 KERNEL(384, 1) void gemm_hopper(const GRID_CONSTANT GemmHopper<Out> args) {
     using C = hopper::Config<LAYOUT, M, N, STAGES, TURNS, SHARING>;
     hopper::prepare<C>();
+    begin_grid();
     hopper::Walk<C> walk(args.m, args.n, N, args.parts);
     const auto steps_of = [&](u32 part) { return ceil_div(min(args.k, (part + 1) * args.k_of_part) - part * args.k_of_part, hopper::TERMS); };
     if (hopper::is_producer()) {
@@ -128,6 +129,7 @@ struct GemmSwigluHopper {
 template <int M, int N, int STAGES, bool TURNS, int SHARING> KERNEL(384, 1) void gemm_swiglu_hopper(const GRID_CONSTANT GemmSwigluHopper args) {
     using C = hopper::Config<NT, M, N, STAGES, TURNS, SHARING>;
     hopper::prepare<C>();
+    begin_grid();
     hopper::Walk<C> walk(args.m, args.n, N / 2, 1);
     const u32 steps = ceil_div(args.k, hopper::TERMS);
     if (hopper::is_producer()) {
