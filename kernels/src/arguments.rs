@@ -1,6 +1,6 @@
 //! Checks of arguments that every operation makes, beside the named dimensions.
 
-use prime_runtime::{DType, Device, Element, Error, Result, View};
+use prime_runtime::{DType, Device, Element, Error, NamedDims, Result, View};
 
 /// The elements of a contiguous tensor of type `E` where the host can see them; none on other devices, where the values of index arrays
 /// have been checked before they were uploaded.
@@ -97,6 +97,22 @@ pub(crate) fn dense<E: Element>(
 ) -> Result<()> {
     dtype::<E>(operation, tensor, view)?;
     contiguous(operation, tensor, view)
+}
+
+/// Checks that tensors hold one float32 of each token, without gaps, and returns them.
+///
+/// # Errors
+/// A sentence that names the first that does not.
+pub(crate) fn per_token<'a, const N: usize>(
+    operation: &'static str,
+    dims: &mut NamedDims,
+    columns: [(&'static str, View<'a>); N],
+) -> Result<[View<'a>; N]> {
+    for (name, column) in columns {
+        dims.bind(name, column.dims(), ["tokens"])?;
+        dense::<f32>(operation, name, column)?;
+    }
+    Ok(columns.map(|(_, column)| column))
 }
 
 /// Checks that a tensor's rows follow each other without gaps.

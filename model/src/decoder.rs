@@ -10,6 +10,7 @@ use prime_runtime::{Device, Tensor, View, ViewMut};
 use crate::activations::{BackwardBuffers, LayerBuffers, QkNormBuffers};
 use crate::layout::LayerLayout;
 use crate::lora::{self, LowRankBuffers, Place};
+use crate::offload::{Part, Parts};
 use crate::pack::PackViews;
 use crate::value_head::OutputGradients;
 use crate::{Activations, Config, Gradients, Layout, Mode, Pack, Result, Weights, rope_tables};
@@ -108,14 +109,16 @@ impl Decoder {
     ///
     /// # Errors
     /// When the pack is larger than the plan, a token is outside the vocabulary, or a sequence is longer than the tables.
-    pub fn forward(
+    pub fn forward<'a>(
         &self,
-        weights: &Weights,
+        weights: impl Into<Parts<'a>>,
         pack: &Pack,
         temperature: f32,
         activations: &mut Activations,
     ) -> Result<()> {
-        self.trunk_forward(weights, pack, activations)?;
+        let mut parts = weights.into();
+        self.trunk_forward(&mut parts, pack, activations)?;
+        let weights = parts.bring(Part::Head)?;
         let lists = activations.pack.views(pack);
         let picked = pack.picked.len();
         let table = [self.config.vocab_size, self.config.hidden_size];
@@ -124,7 +127,7 @@ impl Decoder {
             activations.entropy.head_mut(picked),
             activations.lse.head_mut(picked),
             activations.picked_normed.head(picked),
-            weights.view(&self.layout.lm_head, &table),
+            weights.view(&weights.layout().lm_head, &table),
             lists.targets,
             temperature,
         )?;
@@ -134,17 +137,19 @@ impl Decoder {
     /// The pass up to the last norm at the picked rows.
     pub(crate) fn trunk_forward(
         &self,
-        weights: &Weights,
+        parts: &mut Parts<'_>,
         pack: &Pack,
         activations: &mut Activations,
     ) -> Result<()> {
         activations.check(pack)?;
         pack.check(self.config.vocab_size, self.cos.dims()[0])?;
+        let weights = parts.bring(Part::Embedding)?;
         activations.reserve_low_rank(weights)?;
         activations.pack.send(pack)?;
         let lists = activations.pack.views(pack);
         let sizes = Sizes::new(&self.config, pack.tokens.len());
-        let table = weights.view(&self.layout.embedding, &[self.config.vocab_size, sizes.hidden]);
+        let table = [self.config.vocab_size, sizes.hidden];
+        let table = weights.view(&weights.layout().embedding, &table);
         embedding::forward(activations.streams[0].head_mut(sizes.tokens), lists.tokens, table)?;
         for index in 0..self.config.num_layers {
             let (from, to, set) = match activations.mode {
@@ -163,6 +168,7 @@ impl Decoder {
             };
             let low_rank = &mut activations.low_rank;
             let input = input.head(sizes.tokens);
+            let weights = parts.bring(Part::Layer(index))?;
             self.layer_forward(weights, index, lists, sizes, input, buffers, keep, low_rank)?;
             self.layer_output(weights, index, sizes, buffers, output, low_rank)?;
         }
@@ -170,6 +176,7 @@ impl Decoder {
             Mode::Score => self.config.num_layers % 2,
             Mode::Train | Mode::TrainCheckpointed => self.config.num_layers,
         };
+        let weights = parts.bring(Part::Head)?;
         let picked = pack.picked.len();
         gather::forward(
             activations.picked.head_mut(picked),
@@ -180,7 +187,7 @@ impl Decoder {
             activations.picked_normed.head_mut(picked),
             activations.picked_rstd.head_mut(picked),
             activations.picked.head(picked),
-            weights.view(&self.layout.final_norm, &[sizes.hidden]),
+            weights.view(&weights.layout().final_norm, &[sizes.hidden]),
             self.config.rms_norm_eps,
         )?;
         Ok(())
@@ -270,7 +277,7 @@ impl Decoder {
         keep: bool,
         low_rank: &mut Option<LowRankBuffers>,
     ) -> Result<()> {
-        let layer = &self.layout.layers[index];
+        let layer = &weights.layout().layers[index];
         let epsilon = self.config.rms_norm_eps;
         let tokens = sizes.tokens;
         rms_norm::forward(
@@ -382,7 +389,7 @@ impl Decoder {
         output: &mut Tensor,
         low_rank: &mut Option<LowRankBuffers>,
     ) -> Result<()> {
-        let layer = &self.layout.layers[index];
+        let layer = &weights.layout().layers[index];
         matmul::forward(
             output.head_mut(sizes.tokens),
             buffers.activated.head(sizes.tokens),

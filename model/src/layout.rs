@@ -12,6 +12,11 @@ use crate::value_head::ValueHead;
 /// Every group begins on such a boundary: 64 bytes of bf16, a cache line and a register.
 const ALIGNMENT: usize = 32;
 
+/// The first boundary from an element on.
+pub(crate) fn aligned(element: usize) -> usize {
+    element.next_multiple_of(ALIGNMENT)
+}
+
 /// A parameter as checkpoints name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedTensor {
@@ -67,7 +72,7 @@ pub struct Layout {
     pub tied: bool,
     /// A critic's head, behind all others and not among `tensors`.
     pub value_head: Option<ValueHead>,
-    matrices_end: usize,
+    pub(crate) matrices_end: usize,
 }
 
 #[derive(Default)]
@@ -79,7 +84,7 @@ pub(crate) struct Arena {
 impl Arena {
     /// Tensors one behind the other, as one range that begins on a boundary.
     pub(crate) fn group(&mut self, parts: &[(String, &[usize])]) -> Range<usize> {
-        let start = self.end.next_multiple_of(ALIGNMENT);
+        let start = aligned(self.end);
         self.end = start;
         for (name, dims) in parts {
             let range = self.end..self.end + dims.iter().product::<usize>();
@@ -91,7 +96,7 @@ impl Arena {
 
     /// Elements of the whole buffer, and every tensor.
     pub(crate) fn finish(self) -> (usize, Vec<NamedTensor>) {
-        (self.end.next_multiple_of(ALIGNMENT), self.tensors)
+        (aligned(self.end), self.tensors)
     }
 }
 
@@ -134,7 +139,7 @@ impl Layout {
             arena.group(&[("lm_head.weight".into(), &[config.vocab_size, hidden])])
         };
 
-        let matrices_end = arena.end.next_multiple_of(ALIGNMENT);
+        let matrices_end = aligned(arena.end);
         for (index, layer) in layers.iter_mut().enumerate() {
             let name = |part: &str| format!("model.layers.{index}.{part}");
             layer.input_norm = arena.group(&[(name("input_layernorm.weight"), &[hidden])]);
@@ -159,7 +164,7 @@ impl Layout {
         let final_norm = arena.group(&[("model.norm.weight".into(), &[hidden])]);
 
         Layout {
-            elements: arena.end.next_multiple_of(ALIGNMENT),
+            elements: aligned(arena.end),
             embedding,
             layers,
             final_norm,
@@ -175,8 +180,8 @@ impl Layout {
     pub fn with_value_head(config: &Config) -> Layout {
         let mut layout = Layout::new(config);
         let weight = layout.elements..layout.elements + config.hidden_size;
-        let start = weight.end.next_multiple_of(ALIGNMENT);
-        layout.elements = (start + 1).next_multiple_of(ALIGNMENT);
+        let start = aligned(weight.end);
+        layout.elements = aligned(start + 1);
         layout.value_head = Some(ValueHead { weight, bias: start..start + 1 });
         layout
     }

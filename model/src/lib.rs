@@ -15,6 +15,7 @@ mod gradients;
 mod keys;
 mod layout;
 pub mod lora;
+mod offload;
 mod optimizer;
 mod pack;
 mod rope;
@@ -32,6 +33,7 @@ pub use generate::{Completion, Finish, GenerationLimits, Generator, Request, Sam
 pub use gradients::Gradients;
 pub use layout::{LayerLayout, Layout, NamedTensor};
 pub use lora::{Adapter, AdapterLayout, LoraSettings};
+pub use offload::{Offloaded, Parts};
 pub use optimizer::{AdamW, AdamWSettings, Decay, Schedule, StateSettings};
 pub use pack::Pack;
 pub use rope::rope_tables;

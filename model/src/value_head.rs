@@ -13,7 +13,7 @@ use prime_runtime::View;
 use prime_runtime::safetensors::{self, Source};
 
 use crate::activations::BackwardBuffers;
-use crate::{Activations, Config, Decoder, Error, Gradients, Layout, Pack, Result, Weights};
+use crate::{Activations, Config, Decoder, Error, Gradients, Layout, Pack, Parts, Result, Weights};
 
 /// The file beside a model's weights that holds its value head.
 pub const VALUE_HEAD_FILE: &str = "value_head.safetensors";
@@ -113,16 +113,19 @@ impl Decoder {
     ///
     /// # Errors
     /// As for [`Decoder::forward`], and when the model has no value head.
-    pub fn forward_values(
+    pub fn forward_values<'a>(
         &self,
-        weights: &Weights,
+        weights: impl Into<Parts<'a>>,
         pack: &Pack,
         activations: &mut Activations,
     ) -> Result<()> {
-        if weights.layout().value_head.is_none() {
-            return Err(no_head());
-        }
-        self.trunk_forward(weights, pack, activations)?;
+        let mut parts = weights.into();
+        // Offloaded weights have none.
+        let weights = match &parts {
+            Parts::Resident(weights) if weights.layout().value_head.is_some() => *weights,
+            _ => return Err(no_head()),
+        };
+        self.trunk_forward(&mut parts, pack, activations)?;
         self.head_forward(weights, pack, activations)
     }
 

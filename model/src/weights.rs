@@ -113,8 +113,16 @@ impl Weights {
         if self.data.device() == device {
             return Ok(self);
         }
+        self.copy_to(device)
+    }
+
+    /// A copy on a device, be it the same, without adapters.
+    ///
+    /// # Errors
+    /// When the device has not the memory, or fails.
+    pub fn copy_to(&self, device: Device) -> Result<Weights> {
         let data = Arc::new(self.data.to(device)?);
-        Ok(Weights { data, layout: self.layout, adapter: None })
+        Ok(Weights { data, layout: self.layout.clone(), adapter: None })
     }
 
     /// The same memory once more, without adapters. It cannot be written from then on.

@@ -102,6 +102,27 @@ pub fn frozen(config: &Config, model: &Model) -> Result<Model> {
     model.duplicate()
 }
 
+/// As [`frozen`], of a model that the PRM is compared with: where such a reference is offloaded, in the host's memory.
+///
+/// # Errors
+/// When the memory is not to be had, or there is nothing to offload.
+pub fn reference(config: &Config, model: &Model) -> Result<Model> {
+    if !config.prm.reference_offload {
+        return frozen(config, model);
+    }
+    ensure!(
+        config.lora.rank == 0,
+        "prm.reference_offload is true, but with lora.rank = {} the reference shares its weights with the model that learns, and takes no memory of its own: leave it false",
+        config.lora.rank
+    );
+    ensure!(
+        model.weights.adapter().is_none(),
+        "prm.reference_offload is true, but the reference has an adapter: merge it into its model first (prime merge)"
+    );
+    let weights = model.weights.copy_to(Device::Cpu)?;
+    Ok(Model { config: model.config.clone(), weights })
+}
+
 /// The folder of the weights that a run's adapters stand beside: the model that the run started from, or, where that was made here, one
 /// that is saved in the run's folder.
 ///

@@ -345,6 +345,7 @@ pub struct PrmConfig {
     pub path: String,
     pub reference_path: String,
     pub reference: Reference,
+    pub reference_offload: bool,
     pub beta: f64,
     pub loss: PrmLoss,
     pub margin: f64,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use prime_kernels::{device, prm_loss};
 use prime_model::{
     Activations, AdamW, Config as ModelConfig, Decoder, Gradients, Limits, Mode, OutputGradients,
-    Pack, Schedule, Upload, Weights, on_host,
+    Pack, Parts, Schedule, Upload, Weights, on_host,
 };
 use prime_runtime::{DType, Device, Tensor, View, ViewMut, safetensors};
 
@@ -197,15 +197,16 @@ impl Engine {
     ///
     /// # Errors
     /// When a sample is longer than a micro-batch. Results are not looked at: who uses them refuses those that are not finite.
-    pub fn score(
+    pub fn score<'a>(
         &mut self,
-        weights: &Weights,
+        weights: impl Into<Parts<'a>>,
         samples: &[Sample<'_>],
         temperature: f32,
         log_probs: &mut Vec<f32>,
         entropy: &mut Vec<f32>,
     ) -> Result<()> {
-        self.each_micro_batch(weights, samples, Pass::Tokens(temperature), |engine, _, tokens| {
+        let pass = Pass::Tokens(temperature);
+        self.each_micro_batch(weights.into(), samples, pass, |engine, _, tokens| {
             log_probs.extend_from_slice(&on_host(engine.activations.log_probs(tokens.len()))?);
             entropy.extend_from_slice(&on_host(engine.activations.entropy(tokens.len()))?);
             Ok(())
@@ -222,7 +223,7 @@ impl Engine {
         samples: &[Sample<'_>],
         values: &mut Vec<f32>,
     ) -> Result<()> {
-        self.each_micro_batch(weights, samples, Pass::Values, |engine, _, tokens| {
+        self.each_micro_batch(weights.into(), samples, Pass::Values, |engine, _, tokens| {
             values.extend_from_slice(&on_host(engine.activations.values(tokens.len()))?);
             Ok(())
         })
@@ -239,7 +240,7 @@ impl Engine {
         samples: &[Sample<'_>],
         mut loss: impl FnMut(Valued<'_>) -> Result<()>,
     ) -> Result<()> {
-        self.each_micro_batch(weights, samples, Pass::Values, |engine, _, tokens| {
+        self.each_micro_batch(weights.into(), samples, Pass::Values, |engine, _, tokens| {
             let Engine { decoder, activations, pack, inputs, d_values, .. } = engine;
             let count = tokens.len();
             loss(Valued {
@@ -267,7 +268,7 @@ impl Engine {
         mut loss: impl FnMut(Scored<'_>, &mut TokenGradients<'_>) -> Result<()>,
     ) -> Result<()> {
         let pass = Pass::Tokens(temperature);
-        self.each_micro_batch(weights, samples, pass, |engine, samples, tokens| {
+        self.each_micro_batch(weights.into(), samples, pass, |engine, samples, tokens| {
             let Engine {
                 decoder,
                 activations,
@@ -315,7 +316,7 @@ impl Engine {
     /// Runs samples forward, as many at a time as the plan holds, in order.
     fn each_micro_batch(
         &mut self,
-        weights: &Weights,
+        mut weights: Parts<'_>,
         samples: &[Sample<'_>],
         pass: Pass,
         mut then: impl FnMut(&mut Self, Range<usize>, Range<usize>) -> Result<()>,
@@ -338,9 +339,9 @@ impl Engine {
             let device = activations.device();
             let mut forward = || match pass {
                 Pass::Tokens(temperature) => {
-                    decoder.forward(weights, pack, temperature, activations)
+                    decoder.forward(weights.reborrow(), pack, temperature, activations)
                 }
-                Pass::Values => decoder.forward_values(weights, pack, activations),
+                Pass::Values => decoder.forward_values(weights.reborrow(), pack, activations),
             };
             if std::mem::take(&mut cold.forward) {
                 device::prepare(device, &mut forward)?;

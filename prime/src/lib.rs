@@ -11,6 +11,7 @@ pub mod config;
 pub mod data;
 pub mod engine;
 pub mod evaluate;
+mod frozen;
 pub mod graded;
 pub mod graders;
 pub mod memory;

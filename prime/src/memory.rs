@@ -2,7 +2,7 @@
 
 use prime_model::{
     Activations, AdapterLayout, Config as ModelConfig, Generator, Layout, Limits, LoraSettings,
-    Mode, Result,
+    Mode, Offloaded, Result,
 };
 use prime_runtime::{DType, Device};
 
@@ -110,6 +110,11 @@ pub fn rows(config: &Config, shapes: &Shapes) -> Result<Vec<Row>> {
         },
         None => 0,
     };
+    let offloads = config.prm.reference_offload && device != Device::Cpu && reference > 0;
+    let reference_staging = match &shapes.reference {
+        Some(model) if offloads => Offloaded::staging_bytes(model, dtype),
+        _ => 0,
+    };
     let compared = match (config.train.compare && prm.is_some(), lora) {
         (false, _) => 0,
         (true, Some(_)) => rl.adapters,
@@ -189,13 +194,14 @@ pub fn rows(config: &Config, shapes: &Shapes) -> Result<Vec<Row>> {
         ),
         row("PRM: gradients", 0, of_prm(|prm| prm.gradients)),
         row(
-            "buffers for state on the host",
+            "buffers for what is on the host",
             sft.staging,
             rl.staging
+                + reference_staging
                 + of_prm(|prm| prm.staging)
                 + critic.as_ref().map_or(0, |(_, critic)| critic.staging),
         ),
-        row("reference", 0, reference),
+        state("reference", 0, reference, offloads),
         row("reference of KL", 0, shapes.kl_reference.as_ref().map_or(0, weights)),
         row("critic: weights", 0, critic.as_ref().map_or(0, |(model, _)| weights(model))),
         state(
@@ -274,6 +280,14 @@ pub fn savings(config: &Config, shapes: &Shapes) -> Vec<Saving> {
             "the state crosses to the device and back each update",
         ));
     }
+    let (prm, alone) = (&config.prm, config.lora.rank == 0);
+    let frozen = shapes.reference.is_some();
+    if config.device() != Device::Cpu && frozen && alone && !prm.reference_offload {
+        found.push(saving(
+            &["prm.reference_offload=true"],
+            "the reference crosses to the device for each micro-batch that it scores",
+        ));
+    }
     if config.dtype() == DType::F32 {
         found.push(saving(
             &["model.dtype=bfloat16"],
@@ -287,6 +301,9 @@ pub fn savings(config: &Config, shapes: &Shapes) -> Vec<Saving> {
             let mut settings =
                 vec![format!("lora.rank={rank}"), format!("lora.alpha={}", 2 * rank)];
             settings.push("train.compare=false".to_string());
+            if prm.reference_offload && prm.reference_path.is_empty() {
+                settings.push("prm.reference_offload=false".to_string());
+            }
             if config.sft.steps > 0 && config.model.path.is_empty() {
                 settings.push("lora.sft=false".to_string());
             }
@@ -294,8 +311,12 @@ pub fn savings(config: &Config, shapes: &Shapes) -> Vec<Saving> {
         }
     }
     if config.prm.reference == Reference::Frozen && config.lora.rank == 0 {
+        let mut settings = vec!["prm.reference=policy"];
+        if prm.reference_offload {
+            settings.push("prm.reference_offload=false");
+        }
         found.push(saving(
-            &["prm.reference=policy"],
+            &settings,
             "another algorithm: the running policy is the reference",
         ));
     }

@@ -4,28 +4,19 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use prime_model::{Config as ModelConfig, Mode, Weights, folder};
+use prime_model::{Config as ModelConfig, Mode, folder};
 use prime_runtime::process::peak_memory_bytes;
 use prime_runtime::random::{Generator as Random, Stream};
 
 use crate::config::Config;
 use crate::engine::{Engine, Learner, Sample, load_state, save_optimizer, save_state};
+use crate::frozen::Frozen;
 use crate::graded::{GradedPrompt, batch};
 use crate::metrics::Metrics;
 use crate::step::prm_targets::{Loss, PrmLoss, loss_of};
 use crate::step::prm_update::{self, Mismatched, prm_update};
 use crate::step::{Rollouts, accuracy};
 use crate::trainer::Model;
-
-/// What a PRM's log-probabilities are compared with.
-pub enum Reference {
-    /// The model that it begins as.
-    Initial,
-    /// Another model.
-    Other(Box<Model>),
-    /// Nothing: the log-probabilities themselves are the reward.
-    None,
-}
 
 /// A PRM learning from graded responses.
 pub struct Offline {
@@ -35,16 +26,10 @@ pub struct Offline {
     model_config: ModelConfig,
     engine: Engine,
     learner: Learner,
-    reference: Option<Scorer>,
+    reference: Option<Frozen>,
     train: Vec<GradedPrompt>,
     held_out: Rollouts,
     state: State,
-}
-
-/// A model that only scores, with buffers of its own where its shape is not the PRM's.
-struct Scorer {
-    engine: Option<Engine>,
-    weights: Weights,
 }
 
 /// Where the training stands: everything random is a function of it.
@@ -55,14 +40,14 @@ pub struct State {
 }
 
 impl Offline {
-    /// A trainer before its first update.
+    /// A trainer before its first update. Without a reference the log-probabilities themselves are the reward.
     ///
     /// # Errors
     /// When there is nothing to train on, or memory is not to be had.
     pub fn new(
         config: &Config,
         model: Model,
-        reference: Reference,
+        reference: Option<Model>,
         source: &Path,
         train: Vec<GradedPrompt>,
         held_out: &[GradedPrompt],
@@ -73,18 +58,10 @@ impl Offline {
         let (device, dtype) = (config.device(), config.dtype());
         let tokens = config.train.micro_batch_tokens.max(config.offline.max_tokens);
         let engine = Engine::new(&model.config, device, dtype, tokens, mode)?;
-        let reference = match reference {
-            Reference::Initial => {
-                Some(Scorer { engine: None, weights: model.duplicate()?.weights })
-            }
-            Reference::Other(other) => {
-                let engine = (other.config != model.config)
-                    .then(|| Engine::new(&other.config, device, dtype, tokens, Mode::Score))
-                    .transpose()?;
-                Some(Scorer { engine, weights: other.weights })
-            }
-            Reference::None => None,
-        };
+        let offload = config.prm.reference_offload;
+        let reference = reference
+            .map(|other| Frozen::new(config, other, &model.config, tokens, offload))
+            .transpose()?;
         let batches = train.len().div_ceil(config.offline.batch_size) as u64;
         let total = batches * config.offline.epochs as u64;
         let mut offline = Offline {
@@ -141,13 +118,10 @@ impl Offline {
 
     /// Log-probabilities under the reference; 0 where there is none.
     fn under_reference(&mut self, samples: &[Sample<'_>]) -> Result<Vec<f32>> {
-        let Some(scorer) = &mut self.reference else {
-            return Ok(vec![0.0; samples.iter().map(|sample| sample.response.len()).sum()]);
-        };
-        let engine = scorer.engine.as_mut().unwrap_or(&mut self.engine);
-        let mut log_probs = Vec::new();
-        engine.score(&scorer.weights, samples, 1.0, &mut log_probs, &mut Vec::new())?;
-        Ok(log_probs)
+        match &mut self.reference {
+            Some(reference) => reference.score(&mut self.engine, samples, 1.0),
+            None => Ok(vec![0.0; samples.iter().map(|sample| sample.response.len()).sum()]),
+        }
     }
 
     /// One update on the next prompts.
@@ -267,9 +241,7 @@ impl Offline {
     /// When the checkpoint is not one of this configuration.
     pub fn restore(&mut self, folder: &Path) -> Result<()> {
         self.state = load_state(folder)?;
-        let (device, dtype) = (self.config.device(), self.config.dtype());
-        self.learner.weights =
-            Weights::load(&folder.join("prm"), &self.model_config, device, dtype)?;
+        self.learner.weights.reload(&folder.join("prm"), &self.model_config)?;
         let moments = folder.join("trainer").join("prm.safetensors");
         Ok(self.learner.optimizer_mut().restore(&moments, self.state.step)?)
     }

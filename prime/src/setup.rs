@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use prime_model::{
     Architecture, ChatTemplate, Config as ModelConfig, RopeScaling, Tokenizer, Weights,
 };
+use prime_runtime::Device;
 
 use crate::adapters;
 use crate::config::{Config, TaskName};
@@ -75,6 +76,16 @@ pub fn prompts_of(
 pub fn load_model(config: &Config, folder: &Path, tokenizer: &Tokenizer) -> Result<Model> {
     ensure!(folder.is_dir(), "there is no model folder {}", folder.display());
     adapters::load(folder, None, tokenizer, config.device(), config.dtype())
+}
+
+/// As [`load_model`], of a model that the PRM is compared with: where such a reference is offloaded, in the host's memory.
+///
+/// # Errors
+/// As for [`load_model`].
+pub fn load_reference(config: &Config, folder: &Path, tokenizer: &Tokenizer) -> Result<Model> {
+    ensure!(folder.is_dir(), "there is no model folder {}", folder.display());
+    let device = if config.prm.reference_offload { Device::Cpu } else { config.device() };
+    adapters::load(folder, None, tokenizer, device, config.dtype())
 }
 
 /// Checks a model folder without its weights: that it is a model that this program knows, with this tokenizer.

@@ -15,7 +15,8 @@ use prime_runtime::process::peak_memory_bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, PrmUpdate, Reference};
-use crate::engine::{Engine, Learner, load_state, save_optimizer, save_state};
+use crate::engine::{Engine, Learner, Sample, load_state, save_optimizer, save_state};
+use crate::frozen::Frozen;
 use crate::metrics::Metrics;
 use crate::prompts::Prompts;
 use crate::step::curriculum::Curriculum;
@@ -62,12 +63,6 @@ struct Prm {
     learner: Learner,
     /// The frozen reference; none where the sampling policy is the reference.
     reference: Option<Frozen>,
-}
-
-/// A model that only scores.
-struct Frozen {
-    engine: Option<Engine>,
-    weights: Weights,
 }
 
 /// A model and where it came from.
@@ -121,25 +116,19 @@ impl Trainer {
         let (device, dtype) = (config.device(), config.dtype());
         let model_config = policy.config.clone();
         let engine = Engine::new(&model_config, device, dtype, tokens, mode)?;
-        let engine_for = |other: &ModelConfig, mode| -> Result<Option<Engine>> {
-            (other != &model_config)
-                .then(|| Engine::new(other, device, dtype, tokens, mode))
-                .transpose()
-        };
         let batches = config.train.steps;
         let prm = match prm {
             None => None,
             Some((prm, reference)) => {
-                let reference = match reference {
-                    None => None,
-                    Some(model) => Some(Frozen {
-                        engine: engine_for(&model.config, Mode::Score)?,
-                        weights: model.weights,
-                    }),
-                };
+                let offload = config.prm.reference_offload;
+                let reference = reference
+                    .map(|model| Frozen::new(config, model, &model_config, tokens, offload))
+                    .transpose()?;
                 let updates = (config.prm.warmup_batches + batches)
                     * (config.prm.minibatches * config.prm.epochs) as u64;
-                let engine = engine_for(&prm.config, mode)?;
+                let engine = (prm.config != model_config)
+                    .then(|| Engine::new(&prm.config, device, dtype, tokens, mode))
+                    .transpose()?;
                 Some(Prm {
                     engine,
                     learner: Learner::new(
@@ -178,17 +167,10 @@ impl Trainer {
     /// # Errors
     /// When memory is not to be had.
     pub fn with_kl_reference(mut self, reference: Option<Model>) -> Result<Self> {
-        self.kl_reference = match reference {
-            None => None,
-            Some(Model { config, weights }) => {
-                let tokens = self.config.micro_batch_tokens();
-                let (device, dtype) = (self.config.device(), self.config.dtype());
-                let engine = (config != self.model_config)
-                    .then(|| Engine::new(&config, device, dtype, tokens, Mode::Score))
-                    .transpose()?;
-                Some(Frozen { engine, weights })
-            }
-        };
+        let tokens = self.config.micro_batch_tokens();
+        self.kl_reference = reference
+            .map(|model| Frozen::new(&self.config, model, &self.model_config, tokens, false))
+            .transpose()?;
         Ok(self)
     }
 
@@ -233,15 +215,7 @@ impl Trainer {
     /// When the batch does not fit the model.
     pub fn policy_log_probs(&mut self, batch: &Rollouts) -> Result<Vec<f32>> {
         let temperature = self.config.rollout.temperature;
-        let (mut log_probs, mut entropy) = (Vec::with_capacity(batch.token_count()), Vec::new());
-        self.engine.score(
-            &self.policy.weights,
-            &batch.samples(),
-            temperature,
-            &mut log_probs,
-            &mut entropy,
-        )?;
-        Ok(log_probs)
+        score(&mut self.engine, &self.policy.weights, &batch.samples(), temperature)
     }
 
     /// The prompts of the task.
@@ -351,23 +325,18 @@ impl Trainer {
             // On the host, and where sums do not depend on the batch, the sampler's log-probs are the trainer's, bit for bit; at another temperature
             // they are of another distribution. Elsewhere they differ by roundings, which would be rewards where the PRM is still the policy.
             None if samples_what_it_trains => batch.old_log_probs.clone(),
-            None => score(&mut self.engine, &self.policy.weights, batch, 1.0)?,
-            Some(frozen) => frozen.score(&mut self.engine, batch, 1.0)?,
+            None => score(&mut self.engine, &self.policy.weights, &batch.samples(), 1.0)?,
+            Some(frozen) => frozen.score(&mut self.engine, &batch.samples(), 1.0)?,
         };
         let most = self.config.micro_batch_tokens();
         let mismatched = match self.config.prm.loss {
             PrmLoss::Kto => {
-                let (weights, engine) = match &mut prm.reference {
-                    None => (&self.policy.weights, &mut self.engine),
-                    Some(frozen) => {
-                        (&frozen.weights, frozen.engine.as_mut().unwrap_or(&mut self.engine))
-                    }
-                };
-                let mut under_reference = Vec::new();
                 let mismatched = prm_update::Mismatched::of(batch, most);
                 let samples = mismatched.samples();
-                engine.score(weights, samples, 1.0, &mut under_reference, &mut Vec::new())?;
-                Some(under_reference)
+                Some(match &mut prm.reference {
+                    None => score(&mut self.engine, &self.policy.weights, samples, 1.0)?,
+                    Some(frozen) => frozen.score(&mut self.engine, samples, 1.0)?,
+                })
             }
             _ => None,
         };
@@ -380,7 +349,7 @@ impl Trainer {
             epochs: self.config.prm.epochs,
         };
         if self.config.prm.update == PrmUpdate::Reverse {
-            batch.prm_log_probs = score(engine, &prm.learner.weights, batch, 1.0)?;
+            batch.prm_log_probs = score(engine, &prm.learner.weights, &batch.samples(), 1.0)?;
         }
         let of_batch = prm_update::Mismatched::of(batch, most);
         let mismatched = mismatched.as_ref().map(|reference| (&of_batch, &reference[..]));
@@ -390,7 +359,7 @@ impl Trainer {
         match self.config.prm.update {
             PrmUpdate::After => batch.prm_log_probs = outcome.prm_log_probs,
             PrmUpdate::Before => {
-                batch.prm_log_probs = score(engine, &prm.learner.weights, batch, 1.0)?;
+                batch.prm_log_probs = score(engine, &prm.learner.weights, &batch.samples(), 1.0)?;
             }
             PrmUpdate::Reverse => {}
         }
@@ -420,7 +389,7 @@ impl Trainer {
         let Some(reference) = &mut self.kl_reference else { return Ok(()) };
         let started = Instant::now();
         let temperature = self.config.rollout.temperature;
-        batch.kl_ref_log_probs = reference.score(&mut self.engine, batch, temperature)?;
+        batch.kl_ref_log_probs = reference.score(&mut self.engine, &batch.samples(), temperature)?;
         metrics.set("seconds/kl_reference", started.elapsed().as_secs_f64());
         Ok(())
     }
@@ -585,27 +554,15 @@ impl Config {
     }
 }
 
-impl Frozen {
-    /// Log-probabilities of a batch's responses; `shared` are the buffers of the policy's shape.
-    fn score(
-        &mut self,
-        shared: &mut Engine,
-        batch: &Rollouts,
-        temperature: f32,
-    ) -> Result<Vec<f32>> {
-        score(self.engine.as_mut().unwrap_or(shared), &self.weights, batch, temperature)
-    }
-}
-
-/// Log-probabilities of a batch's responses.
+/// Log-probabilities of samples' tokens.
 fn score(
     engine: &mut Engine,
     weights: &Weights,
-    batch: &Rollouts,
+    samples: &[Sample<'_>],
     temperature: f32,
 ) -> Result<Vec<f32>> {
-    let (mut log_probs, mut entropy) = (Vec::with_capacity(batch.token_count()), Vec::new());
-    engine.score(weights, &batch.samples(), temperature, &mut log_probs, &mut entropy)?;
+    let (mut log_probs, mut entropy) = (Vec::new(), Vec::new());
+    engine.score(weights, samples, temperature, &mut log_probs, &mut entropy)?;
     Ok(log_probs)
 }
 

@@ -5,29 +5,12 @@ mod support;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{numbers, prime_in};
+use support::{numbers, prime_in, tiny};
 
 /// A model of some thousand parameters after two steps of SFT.
-const TINY: [&str; 18] = [
-    "--set",
-    "model.hidden_size=16",
-    "--set",
-    "model.num_layers=1",
-    "--set",
-    "model.num_heads=2",
-    "--set",
-    "model.num_kv_heads=1",
-    "--set",
-    "model.head_dim=8",
-    "--set",
-    "model.intermediate_size=16",
-    "--set",
-    "sft.steps=2",
-    "--set",
-    "rollout.max_new_tokens=16",
-    "--set",
-    "eval.problems=4",
-];
+fn settings() -> Vec<&'static str> {
+    tiny(&["rollout.max_new_tokens=16"])
+}
 
 /// Worked solutions of three steps: a step with an 8 in it is wrong. Every second one has such a step.
 fn steps(i: usize) -> (Vec<String>, i64) {
@@ -42,47 +25,71 @@ fn write(folder: &Path, name: &str, lines: impl Iterator<Item = Value>) {
     std::fs::write(folder.join(name), text).unwrap();
 }
 
+/// Outcomes say which solution is wrong, never where.
+fn graded(folder: &Path) {
+    let lines = (0..240).map(|i| {
+        let (steps, wrong) = steps(i);
+        json!({
+            "prompt": format!("{}+{}:", i % 40, i % 3),
+            "response": steps.join(";"),
+            "outcome": u8::from(wrong < 0),
+        })
+    });
+    write(folder, "graded.jsonl", lines);
+}
+
+const TRAINING: [&str; 12] = [
+    "--set",
+    "prm.beta=1",
+    "--set",
+    "prm.learning_rate=1e-2",
+    "--set",
+    "offline.epochs=8",
+    "--set",
+    "offline.max_tokens=48",
+    "--set",
+    "offline.held_out_one_in=4",
+    "--set",
+    "offline.eval_every=20",
+];
+
+const TEMPLATE: &str = "task.jsonl.template={prompt}";
+
+/// What a run said of its held-out responses.
+fn evaluations(folder: &Path) -> Vec<Value> {
+    let metrics = std::fs::read_to_string(folder.join("run/metrics.jsonl")).unwrap();
+    let lines = metrics.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.filter(|line: &Value| line["stage"] == "eval").collect()
+}
+
+/// Unseen numbers, and the place of the mistake.
+fn bench(folder: &Path) {
+    let lines = (1000..1160).map(|i| {
+        let (steps, label) = steps(i);
+        json!({"id": i.to_string(), "problem": "3+4:", "steps": steps, "label": label})
+    });
+    write(folder, "bench.jsonl", lines);
+}
+
+fn signal(report: &Value, name: &str) -> Value {
+    let found = report["found"].as_array().unwrap();
+    found.iter().find(|found| found["signal"] == name).unwrap().clone()
+}
+
 #[test]
 fn a_prm_learns_a_planted_mistake_from_outcomes_alone_and_finds_it_in_steps() {
     let folder = tempfile::tempdir().unwrap();
     let run = |args: &[&str], input: &str| prime_in(folder.path(), args, input);
-    run(&[&["sft", "--out", "warm"], &TINY[..]].concat(), "").expect(0);
+    run(&[&["sft", "--out", "warm"], &settings()[..]].concat(), "").expect(0);
     let policy = "warm/sft/policy";
 
-    // Outcomes say which solution is wrong, never where.
-    write(
-        folder.path(),
-        "graded.jsonl",
-        (0..240).map(|i| {
-            let (steps, wrong) = steps(i);
-            json!({"prompt": format!("{}+{}:", i % 40, i % 3), "response": steps.join(";"), "outcome": u8::from(wrong < 0)})
-        }),
-    );
-    let settings = [
-        "--set",
-        "prm.beta=1",
-        "--set",
-        "prm.learning_rate=1e-2",
-        "--set",
-        "offline.epochs=8",
-        "--set",
-        "offline.max_tokens=48",
-        "--set",
-        "offline.held_out_one_in=4",
-        "--set",
-        "offline.eval_every=20",
-    ];
+    graded(folder.path());
     let train =
-        [&["prm", "--model", policy, "--data", "graded.jsonl", "--out", "run"], &settings[..]]
+        [&["prm", "--model", policy, "--data", "graded.jsonl", "--out", "run"], &TRAINING[..]]
             .concat();
     let trained = run(&train, "").expect(0);
     assert!(trained.out.contains("the PRM is run/prm"), "{}", trained.out);
-    let metrics = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
-    let evaluations: Vec<Value> = metrics
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .filter(|line: &Value| line["stage"] == "eval")
-        .collect();
+    let evaluations = evaluations(folder.path());
     let [first, last] = [&evaluations[0], evaluations.last().unwrap()];
     // Before its first update the PRM is its reference, and knows nothing.
     assert_eq!((&first["prm/auc"], &first["prm/pairwise_accuracy"]), (&json!(0.5), &json!(0.5)));
@@ -91,14 +98,7 @@ fn a_prm_learns_a_planted_mistake_from_outcomes_alone_and_finds_it_in_steps() {
     assert!(run(&train, "").expect(1).err.contains("--resume"));
     run(&["prm", "--resume", "--out", "run"], "").expect(0);
 
-    // Unseen numbers, and the place of the mistake.
-    let bench: Vec<Value> = (1000..1160)
-        .map(|i| {
-            let (steps, label) = steps(i);
-            json!({"id": i.to_string(), "problem": "3+4:", "steps": steps, "label": label})
-        })
-        .collect();
-    write(folder.path(), "bench.jsonl", bench.iter().cloned());
+    bench(folder.path());
     let bench_of = |prm: &str, more: &[&str]| {
         let args = [
             "eval",
@@ -114,15 +114,11 @@ fn a_prm_learns_a_planted_mistake_from_outcomes_alone_and_finds_it_in_steps() {
             "1",
             "--json",
             "--set",
-            "task.jsonl.template={prompt}",
+            TEMPLATE,
         ];
         run(&[&args[..], more].concat(), "").expect(0).lines().remove(0)
     };
     let found = bench_of("run", &["--output", "found.jsonl"]);
-    let signal = |report: &Value, name: &str| -> Value {
-        let found = report["found"].as_array().unwrap();
-        found.iter().find(|found| found["signal"] == name).unwrap().clone()
-    };
     // Cross-entropy holds the sum of a response's log-ratios and leaves open which of its steps they fall on: a step's own share is noisier than
     // the sum up to its end.
     assert!(signal(&found, "prefix value")["f1"].as_f64().unwrap() > 0.99, "{found}");
@@ -246,6 +242,56 @@ fn a_prm_learns_a_planted_mistake_from_outcomes_alone_and_finds_it_in_steps() {
         "prm.loss=kto",
     ];
     assert!(run(&again, "").expect(0).err.contains("18 responses to 6 prompts"));
+}
+
+#[test]
+fn a_prm_of_an_adapter_is_saved_beside_its_model_and_serves_as_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |args: &[&str], input: &str| prime_in(folder.path(), args, input);
+    run(&[&["sft", "--out", "warm"], &settings()[..]].concat(), "").expect(0);
+    let policy = "warm/sft/policy";
+    graded(folder.path());
+    let train = [
+        &["prm", "--model", policy, "--data", "graded.jsonl", "--out", "run"],
+        &TRAINING[..],
+        &["--set", "lora.rank=8"],
+    ]
+    .concat();
+    run(&train, "").expect(0);
+    let saved = folder.path().join("run/prm");
+    assert!(saved.join("adapter_config.json").exists());
+    assert!(saved.join("adapter_model.safetensors").exists());
+    assert!(!saved.join("model.safetensors").exists());
+    let evaluations = evaluations(folder.path());
+    let [first, last] = [&evaluations[0], evaluations.last().unwrap()];
+    // B begins at zero: the PRM is its reference, with which it shares its weights.
+    assert_eq!(first["prm/auc"], json!(0.5));
+    assert!(last["prm/auc"].as_f64().unwrap() > 0.99, "{last}");
+    run(&["prm", "--resume", "--out", "run"], "").expect(0);
+
+    run(&["merge", "--model", "run", "--out", "merged"], "").expect(0);
+    let written = json!({"prompt": "3+4:", "response": "3+4=7;1+1=8"}).to_string();
+    let rewards = |prm: &str| {
+        let score = ["score", "--model", policy, "--prm", prm, "--beta", "1"];
+        let files = ["--input", "-", "--output", "-"];
+        let lines = run(&[&score[..], &files].concat(), &written).expect(0).lines();
+        numbers(&lines[0]["process_rewards"])
+    };
+    let (adapted, merged) = (rewards("run"), rewards("merged"));
+    assert!(adapted.iter().any(|reward| reward.abs() > 0.1), "{adapted:?}");
+    let model = prime_model::Config::load(&folder.path().join(policy)).unwrap();
+    let tolerance = support::tolerance(&model, adapted.len() + 4);
+    for (a, b) in adapted.iter().zip(&merged) {
+        assert!((a - b).abs() <= tolerance, "{a} and {b}");
+    }
+    let best = ["eval", "--model", policy, "--best-of", "2", "--prm", "run", "--ref", policy];
+    let few = ["--problems", "4", "--max-new-tokens", "8", "--json"];
+    run(&[&best[..], &few].concat(), "").expect(0);
+    bench(folder.path());
+    let found = ["eval", "--processbench", "bench.jsonl", "--prm", "run", "--ref", policy];
+    let how = ["--separator", ";", "--beta", "1", "--json", "--set", TEMPLATE];
+    let found = run(&[&found[..], &how].concat(), "").expect(0).lines().remove(0);
+    assert!(signal(&found, "prefix value")["f1"].as_f64().unwrap() > 0.9, "{found}");
 }
 
 #[test]

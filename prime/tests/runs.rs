@@ -5,53 +5,22 @@ mod support;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use support::{fixture, numbers, prime, prime_in, qwen2};
+use support::{fixture, numbers, prime, prime_in, qwen2, tiny};
 
 /// A run that takes a moment.
-const TINY: [&str; 32] = [
-    "--set",
-    "model.hidden_size=16",
-    "--set",
-    "model.num_layers=1",
-    "--set",
-    "model.num_heads=2",
-    "--set",
-    "model.num_kv_heads=1",
-    "--set",
-    "model.head_dim=8",
-    "--set",
-    "model.intermediate_size=16",
-    "--set",
-    "sft.steps=2",
-    "--set",
-    "sft.batch_size=2",
-    "--set",
-    "train.steps=1",
-    "--set",
-    "prm.warmup_batches=1",
-    "--set",
-    "rollout.prompts=2",
-    "--set",
-    "rollout.max_new_tokens=8",
-    "--set",
-    "filter.lower=0",
-    "--set",
-    "filter.upper=1",
-    "--set",
-    "eval.problems=4",
-    "--set",
-    "train.compare=false",
-];
+fn settings() -> Vec<&'static str> {
+    tiny(&["sft.batch_size=2", "train.steps=1", "prm.warmup_batches=1", "rollout.prompts=2", "rollout.max_new_tokens=8", "filter.lower=0", "filter.upper=1", "train.compare=false"])
+}
 
 #[test]
 fn a_run_ends_with_its_table_and_its_folder_goes_on_or_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let train = |more: &[&str]| prime_in(folder.path(), &[&["train"], more].concat(), "");
-    let dry = train(&[&TINY[..], &["--dry-run", "--seed", "9"]].concat()).expect(0).out;
+    let dry = train(&[&settings()[..], &["--dry-run", "--seed", "9"]].concat()).expect(0).out;
     assert!(dry.contains("seed = 9") && dry.contains("parameters:"), "{dry}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a dry run writes nothing");
 
-    let first = train(&TINY).expect(0);
+    let first = train(&settings()).expect(0);
     assert!(first.out.contains("PRIME") && first.out.contains("start"), "{}", first.out);
     let runs: Vec<PathBuf> = std::fs::read_dir(folder.path().join("runs"))
         .unwrap()
@@ -107,7 +76,7 @@ fn every_model_of_a_checkpoint_is_usable_on_its_own() {
     let out = folder.path().join("run");
     let out = out.to_str().unwrap();
     let more = ["--set", "advantage.estimator=gae", "--set", "sft.steps=0"];
-    prime(&[&["train", "--out", out][..], &TINY, &more].concat(), "").expect(0);
+    prime(&[&["train", "--out", out][..], &settings()[..], &more].concat(), "").expect(0);
     for model in ["step-1/policy", "step-1/critic", "best/policy"] {
         let model = format!("{out}/checkpoints/{model}");
         let short = ["--problems", "2", "--max-new-tokens", "4", "--json"];
@@ -125,7 +94,7 @@ fn every_model_of_a_checkpoint_is_usable_on_its_own() {
     let again = folder.path().join("again");
     let args = ["train", "--out", again.to_str().unwrap(), "--set", &critic];
     let model = format!("model.path={policy}");
-    prime(&[&args[..], &TINY, &more, &["--set", &model]].concat(), "").expect(0);
+    prime(&[&args[..], &settings()[..], &more, &["--set", &model]].concat(), "").expect(0);
 }
 
 #[test]
@@ -133,7 +102,7 @@ fn a_run_is_recorded_reported_and_watched() {
     let folder = tempfile::tempdir().unwrap();
     let here = |args: &[&str]| prime_in(folder.path(), args, "");
     let train = |out: &str, more: &[&str]| {
-        here(&[&["train", "--out", out], &TINY[..], more].concat()).expect(0)
+        here(&[&["train", "--out", out], &settings()[..], more].concat()).expect(0)
     };
     train("run", &["--set", "train.record_update_every=1"]);
     let read = |path: &str| std::fs::read_to_string(folder.path().join(path)).unwrap();
@@ -191,7 +160,7 @@ fn sft_alone_leaves_its_model_and_train_goes_on_from_there() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let out = out.to_str().unwrap();
-    let sft = prime(&[&["sft", "--out", out], &TINY[..]].concat(), "").expect(0);
+    let sft = prime(&[&["sft", "--out", out], &settings()[..]].concat(), "").expect(0);
     assert!(sft.out.contains("SFT"), "{}", sft.out);
     assert!(folder.path().join("run/sft/policy/config.json").exists());
     let trained = prime(&["train", "--resume", "--out", out], "").expect(0);
@@ -228,7 +197,7 @@ fn a_gpu_that_is_not_there_is_a_sentence() {
     let out = out.to_str().unwrap();
     let train = |device: &str| {
         let device = format!("device={device}");
-        prime(&[&["train", "--out", out, "--set", &device], &TINY[..]].concat(), "")
+        prime(&[&["train", "--out", out, "--set", &device], &settings()[..]].concat(), "")
     };
     let refused = train("cuda").expect(1).err;
     let sentence = refused.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
@@ -281,7 +250,7 @@ fn a_run_on_the_emulated_device_ends_with_its_table_and_models_that_go_on_anywhe
     let device = ["--device", "emulated", "--set", "model.dtype=bfloat16"];
     let out = ["--out", "run"];
     let train = |more: &[&str]| prime_in(folder.path(), &[&["train"], more].concat(), "");
-    let ran = train(&[&TINY[..], &device, &out].concat()).expect(0);
+    let ran = train(&[&settings()[..], &device, &out].concat()).expect(0);
     assert!(ran.out.contains("| start of RL |") && ran.out.contains("| PRIME |"), "{}", ran.out);
     assert_eq!(train(&["--resume", "--out", "run"]).expect(0).out, ran.out);
     let other = train(&["--resume", "--out", "run", "--device", "cpu"]).expect(1);

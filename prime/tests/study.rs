@@ -3,35 +3,12 @@
 mod support;
 
 use serde_json::Value;
-use support::prime_in;
+use support::{prime_in, tiny};
 
 /// Models and runs of the smallest size.
-const TINY: [&str; 24] = [
-    "--set",
-    "model.hidden_size=16",
-    "--set",
-    "model.num_layers=1",
-    "--set",
-    "model.num_heads=2",
-    "--set",
-    "model.num_kv_heads=1",
-    "--set",
-    "model.head_dim=8",
-    "--set",
-    "model.intermediate_size=16",
-    "--set",
-    "sft.steps=2",
-    "--set",
-    "rollout.prompts=4",
-    "--set",
-    "filter.groups=4",
-    "--set",
-    "eval.problems=4",
-    "--set",
-    "study.steps=[1]",
-    "--set",
-    "study.batches=[1]",
-];
+fn settings() -> Vec<&'static str> {
+    tiny(&["rollout.prompts=4", "filter.groups=4", "study.steps=[1]", "study.batches=[1]"])
+}
 
 fn found(folder: &std::path::Path, study: &str) -> Value {
     let text = std::fs::read_to_string(folder.join(study).join("result.json")).unwrap();
@@ -43,7 +20,7 @@ fn a_study_of_mistakes_ends_in_tables_a_page_and_numbers_and_is_not_made_twice()
     let folder = tempfile::tempdir().unwrap();
     let args = [
         &["study", "mistakes", "--quick", "--out", "made"],
-        &TINY[..],
+        &settings()[..],
         &["--set", "study.triples=8", "--set", "study.continuations=2"],
         &["--set", "prm.warmup_batches=1", "--set", "task.arithmetic.min_operations=3"],
     ]
@@ -74,7 +51,7 @@ fn a_study_of_efficiency_compares_the_two_runs_of_each_seed() {
     let folder = tempfile::tempdir().unwrap();
     let args = [
         &["study", "efficiency", "--quick", "--out", "made"],
-        &TINY[..],
+        &settings()[..],
         &["--set", "train.steps=2", "--set", "prm.warmup_batches=1", "--set", "study.seeds=2"],
     ]
     .concat();

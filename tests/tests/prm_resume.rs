@@ -23,7 +23,7 @@ fn a_training_stopped_and_resumed_ends_with_the_bits_of_one_that_was_not() {
         })
         .collect();
     std::fs::write(&data, lines).unwrap();
-    for loss in ["kto", "dpo-pairs", "prefix-value"] {
+    for (loss, rank) in [("kto", 0), ("dpo-pairs", 0), ("prefix-value", 0), ("ce", 3)] {
         let settings = [
             format!("model.path={}", model.display()),
             format!("offline.files=[{:?}]", data.display().to_string()),
@@ -34,6 +34,7 @@ fn a_training_stopped_and_resumed_ends_with_the_bits_of_one_that_was_not() {
             "offline.eval_every=3".to_string(),
             "train.save_every=2".to_string(),
             format!("prm.loss={loss}"),
+            format!("lora.rank={rank}"),
         ];
         let config = Config::load_over(PRM, &[], &settings).unwrap();
         let [unbroken, stopped] =

@@ -114,14 +114,12 @@ fn check_arguments(
     weights: View<'_>,
 ) -> Result<()> {
     let mut dims = NamedDims::new(operation);
-    for (name, view) in [
+    let columns = [
         (output, out.as_view()),
         ("new_log_probs", new_log_probs),
         ("reference_log_probs", reference_log_probs),
         ("weights", weights),
-    ] {
-        dims.bind(name, view.dims(), ["tokens"])?;
-        arguments::dense::<f32>(operation, name, view)?;
-    }
+    ];
+    arguments::per_token(operation, &mut dims, columns)?;
     Ok(())
 }

@@ -224,16 +224,14 @@ fn inputs<'a>(
     objective: Objective<'_>,
 ) -> Result<Inputs<'a>> {
     let clip = objective.clip();
-    let mut vector = |name: &'static str, view: View<'a>| {
-        dims.bind(name, view.dims(), ["tokens"])?;
-        arguments::dense::<f32>(operation, name, view).map(|()| view)
-    };
-    let inputs = Inputs {
-        new: vector("new_log_probs", new_log_probs)?,
-        old: vector("old_log_probs", old_log_probs)?,
-        advantages: vector("advantages", advantages)?,
-        weights: vector("weights", weights)?,
-    };
+    let columns = [
+        ("new_log_probs", new_log_probs),
+        ("old_log_probs", old_log_probs),
+        ("advantages", advantages),
+        ("weights", weights),
+    ];
+    let [new, old, advantages, weights] = arguments::per_token(operation, dims, columns)?;
+    let inputs = Inputs { new, old, advantages, weights };
     if let Objective::SequenceClip { cu_seqlens, .. } = objective {
         check_sequences(dims, operation, cu_seqlens)?;
     }

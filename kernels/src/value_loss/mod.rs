@@ -121,16 +121,14 @@ fn inputs<'a>(
     weights: View<'a>,
     clip: Option<f32>,
 ) -> Result<Inputs<'a>> {
-    let mut vector = |name: &'static str, view: View<'a>| {
-        dims.bind(name, view.dims(), ["tokens"])?;
-        arguments::dense::<f32>(operation, name, view).map(|()| view)
-    };
-    let inputs = Inputs {
-        values: vector("values", values)?,
-        old: vector("old_values", old_values)?,
-        returns: vector("returns", returns)?,
-        weights: vector("weights", weights)?,
-    };
+    let columns = [
+        ("values", values),
+        ("old_values", old_values),
+        ("returns", returns),
+        ("weights", weights),
+    ];
+    let [values, old, returns, weights] = arguments::per_token(operation, dims, columns)?;
+    let inputs = Inputs { values, old, returns, weights };
     match clip {
         Some(clip) if !(clip > 0.0 && clip.is_finite()) => {
             Err(arguments::value(operation, format!("the clip is {clip}, expected above 0")))

@@ -19,9 +19,10 @@ use crate::adapters;
 #[command(after_long_help = "\
 Examples:
   prime merge --model runs/first --out merged
+  prime merge --model runs/prm --out merged-prm
   prime merge --model models/Qwen2.5-0.5B --adapter runs/first/checkpoints/step-100/policy --out merged")]
 pub(super) struct MergeArgs {
-    /// Model folder, an adapter's folder that names its model, or a run's, whose newest policy is taken
+    /// Model folder, an adapter's folder that names its model, or a run's, whose newest policy is taken, or else its PRM
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// An adapter's folder as PEFT writes it, to stand beside the model
@@ -36,7 +37,8 @@ pub(super) struct MergeArgs {
 }
 
 pub(super) fn run(args: &MergeArgs) -> Result<(), Failure> {
-    let from = models::of_run_or_itself(&args.model)?;
+    // Of a run without a policy, the PRM.
+    let from = models::prm_of_run_or_itself(&models::of_run_or_itself(&args.model)?)?;
     let tokenizer = models::tokenizer(&from)?;
     let adapter = args.adapter.as_deref();
     let model = models::load(&from, adapter, &tokenizer, Device::Cpu, args.dtype.dtype())?;

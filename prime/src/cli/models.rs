@@ -63,7 +63,7 @@ pub(super) fn of_run_or_itself(folder: &Path) -> Result<PathBuf> {
 
 /// The PRM that `folder` means: itself, or that of the folder of a run, offline or not.
 pub(super) fn prm_of_run_or_itself(folder: &Path) -> Result<PathBuf> {
-    if folder.is_dir() && !folder.join("config.json").exists() {
+    if folder.is_dir() && !is_model(folder) {
         let mut places = vec![folder.to_path_buf()];
         let checkpoints = folder.join("checkpoints");
         if checkpoints.is_dir() {
@@ -72,7 +72,7 @@ pub(super) fn prm_of_run_or_itself(folder: &Path) -> Result<PathBuf> {
             places.extend(latest);
         }
         let mut prms = places.into_iter().map(|place| place.join("prm"));
-        if let Some(prm) = prms.find(|prm| prm.join("config.json").exists()) {
+        if let Some(prm) = prms.find(|prm| is_model(prm)) {
             super::say(&format!("the PRM is {}", prm.display()));
             return Ok(prm);
         }

@@ -14,6 +14,8 @@ use super::{Failure, misuse, models};
 /// --output` writes, or a run's recorded rollouts. An outcome is a number from 0 to 1; no process labels are needed. The loss is prm.loss:
 /// ce, dpo, bon_acc, bon_rm, dpo-pairs, kto, nca or prefix-value; prime/configs/prm.toml holds what differs from the defaults of training.
 ///
+/// With lora.rank an adapter is trained beside the model's weights, which are the reference's too, and saved as PEFT saves it.
+///
 /// The model is left in prm/ of the run's folder, for prm.path of `prime train`, for `prime score --prm` and for `prime eval --best-of`.
 /// Ctrl-C saves and stops; --resume goes on, to the bits of a training that was not stopped.
 #[derive(Args)]
@@ -23,6 +25,7 @@ Examples:
   prime prm --model runs/first/sft/policy --data rollouts.jsonl --out runs/prm
   prime prm --model DIR --data a.jsonl --data b.jsonl --held-out c.jsonl --set prm.loss=dpo-pairs
   prime prm --model DIR --data 'runs/first/rollouts/prime-000001.jsonl' --reference none
+  prime prm --model DIR --data a.jsonl --set lora.rank=16 --out runs/adapter
   prime prm --resume --out runs/prm
   prime eval --model runs/first/sft/policy --best-of 16 --prm runs/prm/prm --ref runs/first/sft/policy")]
 pub(super) struct PrmArgs {

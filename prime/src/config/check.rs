@@ -104,6 +104,10 @@ impl Config {
             !self.filter.skip_solved || self.task.name == TaskName::Jsonl,
             "filter.skip_solved needs a data set, whose problems come again: a built-in task never runs out of new ones"
         );
+        ensure!(
+            !self.prm.reference_offload || self.device != "cpu",
+            "prm.reference_offload moves the reference from a device's memory to the host's, where it is already on the cpu"
+        );
         within("prm.beta", self.prm.beta, 1e-9, 1e9)?;
         within("prm.margin", self.prm.margin, 0.0, 1e9)?;
         within("prm.kto_desirable", self.prm.kto_desirable, 0.0, 1e9)?;

@@ -2,8 +2,8 @@
 //!
 //! [`rows`] tells the formats apart by their first bytes, not by the name of the file:
 //!
-//! - **Parquet** (`PAR1`): nested lists, structs and maps; pages as they are or compressed with snappy, gzip or LZ4. Not read: zstd and
-//!   brotli, and encrypted files. Row groups are read one after the other.
+//! - **Parquet** (`PAR1`): nested lists, structs and maps; pages as they are or compressed with zstd, snappy, gzip, LZ4 or
+//!   brotli. Not read: encrypted files. Row groups are read one after the other.
 //! - **JSON**: one list of objects, or one object of columns (each a list, or an object keyed by the row's name, as pandas writes it). Held
 //!   in memory whole.
 //! - **JSON Lines** otherwise: one object a line, blank lines passed over, read as a stream.
@@ -12,6 +12,7 @@
 
 pub mod chat;
 mod json;
+mod pages;
 mod parquet;
 
 use std::fs::File;

@@ -8,11 +8,12 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use parquet::basic::Compression;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::FileReader;
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
+
+use super::pages::{self, Pages};
 
 /// What a Parquet file begins with.
 pub const MAGIC: &[u8] = b"PAR1";
@@ -52,20 +53,13 @@ pub struct Reader {
 impl Reader {
     /// Opens a file and looks at what it says of itself.
     pub fn open(file: File) -> Result<Reader> {
-        let reader = guarded(|| SerializedFileReader::new(file))?;
+        let reader = guarded(|| Pages::open(file))?;
         for group in reader.metadata().row_groups() {
             for column in group.columns() {
                 let codec = column.compression();
                 ensure!(
-                    matches!(
-                        codec,
-                        Compression::UNCOMPRESSED
-                            | Compression::SNAPPY
-                            | Compression::GZIP(_)
-                            | Compression::LZ4
-                            | Compression::LZ4_RAW
-                    ),
-                    "the column {:?} is compressed with {}, which is not read: write the file with snappy, gzip or lz4",
+                    pages::are_read(codec),
+                    "the column {:?} is compressed with {}, which is not read: write the file with zstd, snappy, gzip, lz4 or brotli",
                     column.column_path().string(),
                     codec.to_string().split('(').next().unwrap_or_default().to_lowercase()
                 );

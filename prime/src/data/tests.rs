@@ -254,21 +254,49 @@ fn a_compression_that_is_not_read_is_refused_by_its_name() {
     let leaf = vec![Leaf::Text(vec!["text"], None, None)];
     write_parquet(&path, schema, Compression::SNAPPY, &[leaf]);
     let mut bytes = std::fs::read(&path).unwrap();
-    // In thrift's compact form a column's path ("a", after its length) is followed by field 4, an i32: the codec, zigzag: 1 is snappy, 6 zstd.
+    // In thrift's compact form a column's path ("a", after its length) is followed by field 4, an i32: the codec, zigzag: 1 is snappy, 3 lzo.
     let pattern = [1, b'a', 0x15, 2];
     let places: Vec<usize> =
         (0..bytes.len() - 4).filter(|&at| bytes[at..at + 4] == pattern).collect();
     assert_eq!(places.len(), 1);
-    for (codec, name) in [(12, "zstd"), (8, "brotli"), (6, "lzo")] {
+    bytes[places[0] + 3] = 6;
+    std::fs::write(&path, &bytes).unwrap();
+    let message = failure(&path);
+    let expected = "the column \"a\" is compressed with lzo, which is not read";
+    assert!(message.contains(expected), "{message}");
+    // Of another codec than it says, a page cannot be decompressed.
+    for codec in [12, 8] {
         bytes[places[0] + 3] = codec;
         std::fs::write(&path, &bytes).unwrap();
         let message = failure(&path);
-        assert!(
-            message.contains(&format!(
-                "the column \"a\" is compressed with {name}, which is not read"
-            )),
-            "{message}"
-        );
+        assert!(message.contains("a page cannot be decompressed"), "{message}");
+    }
+}
+
+fn pyarrow(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/parquet").join(name)
+}
+
+#[test]
+fn files_of_pyarrow_are_read_whatever_their_compression() {
+    for codec in ["zstd", "brotli", "snappy"] {
+        for version in [1, 2] {
+            let path = pyarrow(&format!("{codec}-pages-{version}.parquet"));
+            let read: Vec<Row> = rows(&path).unwrap().map(Result::unwrap).collect();
+            assert_eq!(read.len(), 60);
+            for (i, row) in read.iter().enumerate() {
+                let tags: Vec<String> = (0..i % 4).map(|k| format!("t{k}")).collect();
+                let expected = json!({
+                    "question": format!("What is {i} + {}?", i % 7),
+                    "answer": (i + i % 7).to_string(),
+                    "source": ["alpha".into(), "beta".into(), Value::Null][i % 3],
+                    "score": i as f64 / 8.0,
+                    "tags": tags,
+                    "unset": null,
+                });
+                assert_eq!(Value::Object(row.fields.clone()), expected, "{codec}, pages {version}");
+            }
+        }
     }
 }
 
@@ -298,11 +326,19 @@ proptest! {
         cut in 0.0..1.0f64,
         changes in prop::collection::vec((0.0..1.0f64, any::<u8>()), 0..4),
         cuts in any::<bool>(),
+        source in 0..4usize,
     ) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.parquet");
-        let group = eurus_rows(["numina_olympiads", "taco"], ["One?", "Two?"], ["1", "{}"]);
-        write_parquet(&path, EURUS, Compression::SNAPPY, &[group]);
+        match ["zstd-pages-1", "zstd-pages-2", "brotli-pages-1"].get(source) {
+            Some(name) => {
+                std::fs::copy(pyarrow(&format!("{name}.parquet")), &path).unwrap();
+            }
+            None => {
+                let group = eurus_rows(["numina_olympiads", "taco"], ["One?", "Two?"], ["1", "{}"]);
+                write_parquet(&path, EURUS, Compression::SNAPPY, &[group]);
+            }
+        }
         let mut bytes = std::fs::read(&path).unwrap();
         for (place, byte) in changes {
             let place = 4 + ((bytes.len() - 4) as f64 * place) as usize;

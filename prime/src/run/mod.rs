@@ -248,6 +248,11 @@ fn check_prm_folders(config: &Config, prompts: &Prompts) -> Result<()> {
             "prm.reference_path is \"{reference_path}\", but prm.reference is \"policy\": leave the path empty, or set prm.reference=frozen"
         );
     }
+    if config.prm.reference_offload && config.prm.reference == Reference::Policy {
+        bail!(
+            "prm.reference_offload is true, but prm.reference is \"policy\", which has to be on the device: set prm.reference=frozen, or leave it false"
+        );
+    }
     for (key, path) in [("prm.path", path), ("prm.reference_path", reference_path)] {
         if !path.is_empty() {
             setup::check_model(Path::new(path), prompts.tokenizer())
@@ -273,22 +278,19 @@ fn prm_models(
     start: &Model,
     base: &Path,
 ) -> Result<(Model, Option<Model>)> {
-    let load = |path: &str, key: &str| -> Result<Model> {
-        if path.is_empty() {
-            return adapters::frozen(config, start);
-        }
-        setup::load_model(config, Path::new(path), prompts.tokenizer())
-            .with_context(|| key.to_string())
+    let (path, reference_path) = (&config.prm.path, &config.prm.reference_path);
+    let begins_as = match path.as_str() {
+        "" => adapters::frozen(config, start)?,
+        path => setup::load_model(config, Path::new(path), prompts.tokenizer())
+            .context("prm.path")?,
     };
-    let begins_as = load(&config.prm.path, "prm.path")?;
-    let reference = match config.prm.reference {
-        Reference::Policy => None,
-        Reference::Frozen
-            if config.prm.reference_path.is_empty() && !config.prm.path.is_empty() =>
-        {
-            Some(adapters::frozen(config, &begins_as)?)
+    let reference = match (config.prm.reference, reference_path.as_str()) {
+        (Reference::Policy, _) => None,
+        (Reference::Frozen, "") => Some(adapters::reference(config, &begins_as)?),
+        (Reference::Frozen, path) => {
+            let model = setup::load_reference(config, Path::new(path), prompts.tokenizer());
+            Some(model.context("prm.reference_path")?)
         }
-        Reference::Frozen => Some(load(&config.prm.reference_path, "prm.reference_path")?),
     };
     let prm = match config.lora.prm() {
         Some(lora) => {

@@ -9,10 +9,11 @@ use prime_model::{ChatTemplate, Tokenizer};
 use super::folder::RunFolder;
 use super::interrupt;
 use super::progress::Progress;
+use crate::adapters::{self, Owner};
 use crate::config::Config;
 use crate::graded::{self, Encoder, GradedPrompt};
 use crate::metrics::Metrics;
-use crate::prm::{Offline, Reference};
+use crate::prm::Offline;
 use crate::setup;
 use crate::tasks::Split;
 
@@ -150,13 +151,27 @@ pub fn prm(config: &Config, folder: &mut RunFolder) -> Result<End> {
     let tokenizer = Tokenizer::load(source)?;
     let model = setup::load_model(config, source, &tokenizer)?;
     let reference = match config.offline.reference.as_str() {
-        "" => Reference::Initial,
-        "none" => Reference::None,
+        "" => Some(adapters::reference(config, &model)?),
+        "none" if config.prm.reference_offload => bail!(
+            "prm.reference_offload is true, but offline.reference is \"none\": there is no reference to offload"
+        ),
+        "none" => None,
         path => {
             let path = Path::new(path);
             setup::check_model(path, &tokenizer).context("offline.reference")?;
-            Reference::Other(Box::new(setup::load_model(config, path, &tokenizer)?))
+            Some(setup::load_reference(config, path, &tokenizer)?)
         }
+    };
+    // The model's weights are then shared with the reference, and stay as they are.
+    let model = match config.lora.prm() {
+        Some(lora) => {
+            let base = match model.weights.adapter() {
+                Some(adapter) => adapter.base().to_path_buf(),
+                None => std::path::absolute(source)?,
+            };
+            adapters::attach(&model, &lora, &base, config.seed, Owner::Prm)?
+        }
+        None => model,
     };
     let longest = model.config.max_position_embeddings;
     if config.offline.max_tokens > longest {

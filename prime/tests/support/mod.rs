@@ -27,6 +27,23 @@ impl Ran {
     }
 }
 
+/// The model of some thousand parameters that runs of tests train, after two steps of SFT.
+const TINY: [&str; 8] = [
+    "model.hidden_size=16",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.head_dim=8",
+    "model.intermediate_size=16",
+    "sft.steps=2",
+    "eval.problems=4",
+];
+
+/// Arguments that set the tiny model, and more settings.
+pub fn tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    TINY.iter().chain(more).flat_map(|setting| ["--set", *setting]).collect()
+}
+
 pub fn prime_in(folder: &Path, args: &[&str], input: &str) -> Ran {
     let mut child = Command::new(env!("CARGO_BIN_EXE_prime"))
         .args(args)

@@ -275,7 +275,8 @@ fn limit(limits: &Limits, own_user: bool) -> Step {
         (libc::RLIMIT_CPU, seconds.max(1)),
         (libc::RLIMIT_AS, limits.memory),
         (libc::RLIMIT_STACK, (64 << 20).min(limits.memory)),
-        (libc::RLIMIT_FSIZE, limits.output),
+        // A byte more than may be written: one that is there tells too much from just enough.
+        (libc::RLIMIT_FSIZE, limits.output.saturating_add(1)),
         (libc::RLIMIT_NOFILE, limits.files),
         (libc::RLIMIT_CORE, 0),
         (libc::RLIMIT_MEMLOCK, 0),

@@ -81,10 +81,14 @@ pub(super) fn run(
     let reason = wait(&process, pid, limits);
     let mut finished = collect(pid, reason, limits)?;
     [finished.stdout, finished.stderr] = [read(&outputs[0])?, read(&outputs[1])?];
-    // Where a program outlives the signal of a full file, it goes on in vain until its processor time is up: the output was the cause.
-    let ended = !matches!(finished.ending, Ending::WallTime);
-    if ended && finished.stdout.len() as u64 >= limits.output {
+    // The byte beyond the limit shows that more was written than allowed (see `child::limit`). What ended the program afterwards says less: the
+    // first process of a namespace outlives the signal of a full file, as every signal whose default it keeps, and gets an error for each further
+    // write, with which it may end by itself, go on until a limit of time, or do anything else.
+    if finished.stdout.len() as u64 > limits.output {
         finished.ending = Ending::Output;
+    }
+    for output in [&mut finished.stdout, &mut finished.stderr] {
+        output.truncate(limits.output as usize);
     }
     Ok(finished)
 }
@@ -336,7 +340,8 @@ fn collect(pid: libc::pid_t, reason: Option<Ending>, limits: &Limits) -> Outcome
     let processor = time(usage.ru_utime) + time(usage.ru_stime);
     let ending = match reason {
         Some(reason) => reason,
-        // Nothing but the kernel's limit can kill a sandbox from within. It counts more finely than what it reports afterwards.
+        // Nothing but the kernel's limit of processor time can kill a sandbox from within: its SIGKILL is the one signal that the first process of a
+        // namespace does not outlive. The kernel counts more finely than what it reports afterwards.
         None if libc::WIFSIGNALED(status)
             && libc::WTERMSIG(status) == libc::SIGKILL
             && processor >= limits.processor.mul_f64(0.9) =>

@@ -72,7 +72,7 @@ pub enum Ending {
     ProcessorTime,
     /// It used up its time by the clock.
     WallTime,
-    /// Its output reached the limit.
+    /// It wrote more than its limit of output, whatever ended it then.
     Output,
 }
 

@@ -46,7 +46,17 @@ fn a_program_reads_its_input_and_leaves_its_output() {
 fn limits_of_time_and_output_end_a_program() {
     let Some(sandbox) = sandbox() else { return };
     assert_eq!(run(&sandbox, "while :; do :; done").ending, Ending::ProcessorTime);
-    assert_eq!(run(&sandbox, "while :; do echo 0123456789; done").ending, Ending::Output);
+    // A shell that is the first process of its namespace outlives the signal of a full output, and goes on in vain.
+    let flooded = run(&sandbox, "while :; do echo 0123456789; done");
+    assert_eq!((flooded.ending, flooded.stdout.len()), (Ending::Output, 4096));
+    let flood = "i=0; while [ $i -lt 512 ]; do echo 0123456; i=$((i+1)); done";
+    let full = run(&sandbox, flood);
+    assert_eq!((full.ending, full.stdout.len()), (Ending::Exited(0), 4096));
+    let then = |rest: &str| {
+        run_within(&sandbox, &format!("{flood}; echo 2>/dev/null; {rest}"), Duration::from_secs(2))
+    };
+    assert_eq!(then("exit 0").ending, Ending::Output);
+    assert_eq!(then("exec /bin/sleep 600").ending, Ending::Output);
     let waiting = std::time::Instant::now();
     assert_eq!(
         run_within(&sandbox, "trap '' TERM INT; exec /bin/sleep 600", Duration::from_secs(2))
