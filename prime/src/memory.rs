@@ -315,10 +315,7 @@ pub fn savings(config: &Config, shapes: &Shapes) -> Vec<Saving> {
         if prm.reference_offload {
             settings.push("prm.reference_offload=false");
         }
-        found.push(saving(
-            &settings,
-            "another algorithm: the running policy is the reference",
-        ));
+        found.push(saving(&settings, "another algorithm: the running policy is the reference"));
     }
     found
 }

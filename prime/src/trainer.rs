@@ -389,7 +389,8 @@ impl Trainer {
         let Some(reference) = &mut self.kl_reference else { return Ok(()) };
         let started = Instant::now();
         let temperature = self.config.rollout.temperature;
-        batch.kl_ref_log_probs = reference.score(&mut self.engine, &batch.samples(), temperature)?;
+        batch.kl_ref_log_probs =
+            reference.score(&mut self.engine, &batch.samples(), temperature)?;
         metrics.set("seconds/kl_reference", started.elapsed().as_secs_f64());
         Ok(())
     }

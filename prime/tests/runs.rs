@@ -9,7 +9,16 @@ use support::{fixture, numbers, prime, prime_in, qwen2, tiny};
 
 /// A run that takes a moment.
 fn settings() -> Vec<&'static str> {
-    tiny(&["sft.batch_size=2", "train.steps=1", "prm.warmup_batches=1", "rollout.prompts=2", "rollout.max_new_tokens=8", "filter.lower=0", "filter.upper=1", "train.compare=false"])
+    tiny(&[
+        "sft.batch_size=2",
+        "train.steps=1",
+        "prm.warmup_batches=1",
+        "rollout.prompts=2",
+        "rollout.max_new_tokens=8",
+        "filter.lower=0",
+        "filter.upper=1",
+        "train.compare=false",
+    ])
 }
 
 #[test]

@@ -142,8 +142,8 @@ fn a_step_with_an_offloaded_reference_has_the_bits_of_one_without() {
 fn an_offload_of_nothing_is_refused() {
     let refusal = |settings: &[&str]| -> String {
         let folder = tempfile::tempdir().unwrap();
-        let run = runs::config(settings)
-            .and_then(|config| runs::begin_or_resume(folder.path(), &config));
+        let run =
+            runs::config(settings).and_then(|config| runs::begin_or_resume(folder.path(), &config));
         match run {
             Err(error) => format!("{error:#}"),
             Ok(End::Complete(_) | End::Interrupted(_)) => panic!("{settings:?} ran"),

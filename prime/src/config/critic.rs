@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{OptimizerConfig, PolicyConfig, within};
+use super::check::within;
+use super::{OptimizerConfig, PolicyConfig};
 use crate::step::Estimator;
 
 /// `[critic]`

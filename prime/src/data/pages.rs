@@ -131,9 +131,7 @@ impl Decompressed {
             Ok(())
         };
         match self.codec {
-            Codec::Brotli => {
-                take(&mut brotli_decompressor::Decompressor::new(compressed, 1 << 12))
-            }
+            Codec::Brotli => take(&mut brotli_decompressor::Decompressor::new(compressed, 1 << 12)),
             Codec::Zstd => {
                 // Frames, one behind the other; as good as always there is one.
                 let mut left = compressed;

@@ -286,10 +286,11 @@ fn files_of_pyarrow_are_read_whatever_their_compression() {
             assert_eq!(read.len(), 60);
             for (i, row) in read.iter().enumerate() {
                 let tags: Vec<String> = (0..i % 4).map(|k| format!("t{k}")).collect();
+                let source = [json!("alpha"), json!("beta"), Value::Null][i % 3].clone();
                 let expected = json!({
                     "question": format!("What is {i} + {}?", i % 7),
                     "answer": (i + i % 7).to_string(),
-                    "source": ["alpha".into(), "beta".into(), Value::Null][i % 3],
+                    "source": source,
                     "score": i as f64 / 8.0,
                     "tags": tags,
                     "unset": null,

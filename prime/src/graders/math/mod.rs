@@ -12,6 +12,7 @@ mod expression;
 mod fuzz;
 mod relation;
 mod steps;
+mod tokens;
 mod units;
 mod value;
 
