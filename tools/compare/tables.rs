@@ -82,7 +82,8 @@ pub const TABLES: [Table; 3] = [
             row("ppo", &[]),
             row("ppo, dual clip", &["policy.dual_clip=3"]),
             row("gspo", &["policy.loss=gspo", "policy.clip_low=3e-4", "policy.clip_high=4e-4"]),
-            row("cispo", &["policy.loss=cispo"]),
+            // Published without a lower bound.
+            row("cispo", &["policy.loss=cispo", "policy.clip_low=1"]),
             row("clip-cov", &["policy.loss=clip-cov", "policy.cov_share=0.01"]),
             row("kl-cov", &["policy.loss=kl-cov", "policy.cov_share=0.01"]),
             row(
