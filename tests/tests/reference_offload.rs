@@ -26,7 +26,7 @@ fn config(architecture: Architecture, tied: bool) -> Config {
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
         tie_word_embeddings: tied,
-        qkv_bias: architecture == Architecture::Qwen2,
+        qkv_bias: architecture != Architecture::Qwen3,
         output_bias: architecture == Architecture::Llama,
         qk_norm: architecture == Architecture::Qwen3,
         max_position_embeddings: 64,
@@ -61,7 +61,7 @@ fn offloaded_weights_give_the_bits_of_weights_on_the_device() {
         }
         for device in [Device::Cpu, Device::Emulated] {
             let decoder = Decoder::new(&config, device, 64).unwrap();
-            let mut score = |weights: prime_model::Parts<'_>, pack: &Pack, mode: Mode| {
+            let score = |weights: prime_model::Parts<'_>, pack: &Pack, mode: Mode| {
                 let mut activations =
                     Activations::new(&config, device, dtype, limits, mode).unwrap();
                 decoder.forward(weights, pack, 0.9, &mut activations).unwrap();
