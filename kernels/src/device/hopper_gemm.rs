@@ -116,7 +116,14 @@ fn each_mistake_in_putting_the_pieces_together_is_seen() {
         (4, &["may still read", "ended", "not waited for", "leaves", "ends"]),
         (
             8,
-            &["stuck", "instead of", "before the asynchronous copy", "never written", "races with"],
+            &[
+                "stuck",
+                "instead of",
+                "before the asynchronous copy",
+                "never written",
+                "races with",
+                "may still read",
+            ],
         ),
         (16, &["fence_proxy_async must come between"]),
     ];
