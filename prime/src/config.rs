@@ -18,7 +18,7 @@ use crate::step::{
     Aggregation, Estimator, Form, Granularity, KlKind, PolicyLoss, PrmLoss, ProcessNorm, advantage,
     aggregate, implicit_reward,
 };
-use crate::tasks::{ArithmeticSettings, CountdownSettings, JsonlSettings};
+use crate::tasks::{ArithmeticSettings, ColumnsSettings, CountdownSettings, JsonlSettings};
 
 mod check;
 mod critic;
@@ -51,10 +51,24 @@ choices! {
     TaskName {
         /// Chains of + - * with worked lines.
         Arithmetic,
+        /// Sums of numbers of several digits, column by column.
+        Columns,
         /// Reach a target with given numbers.
         Countdown,
         /// Problems from JSON Lines files.
         Jsonl,
+    }
+}
+
+impl TaskName {
+    /// The name as it is written in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskName::Arithmetic => "arithmetic",
+            TaskName::Columns => "columns",
+            TaskName::Countdown => "countdown",
+            TaskName::Jsonl => "jsonl",
+        }
     }
 }
 
@@ -157,6 +171,7 @@ pub struct Config {
 pub struct TaskConfig {
     pub name: TaskName,
     pub arithmetic: ArithmeticSettings,
+    pub columns: ColumnsSettings,
     pub countdown: CountdownSettings,
     pub jsonl: JsonlSettings,
 }
@@ -420,6 +435,8 @@ pub struct StudyConfig {
     pub continuations: usize,
     pub batches: Vec<u64>,
     pub steps: Vec<u64>,
+    pub conditions: Vec<String>,
+    pub teachings: Vec<String>,
 }
 
 impl Config {

@@ -13,7 +13,7 @@ use crate::adapters;
 use crate::config::{Config, TaskName};
 use crate::graders::nearest;
 use crate::prompts::Prompts;
-use crate::tasks::{Arithmetic, Countdown, Jsonl, Task};
+use crate::tasks::{Arithmetic, Columns, Countdown, Jsonl, Task};
 use crate::trainer::Model;
 
 /// The task of a configuration.
@@ -24,6 +24,7 @@ pub fn task(config: &Config) -> Result<Arc<dyn Task>> {
     let seed = config.seed;
     Ok(match config.task.name {
         TaskName::Arithmetic => Arc::new(Arithmetic::new(config.task.arithmetic.clone(), seed)?),
+        TaskName::Columns => Arc::new(Columns::new(config.task.columns.clone(), seed)?),
         TaskName::Countdown => Arc::new(Countdown::new(config.task.countdown.clone(), seed)?),
         TaskName::Jsonl => Arc::new(Jsonl::load_with(&config.task.jsonl, &config.grader)?),
     })

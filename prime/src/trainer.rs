@@ -11,7 +11,7 @@ use prime_kernels::numerics::{self, Numerics};
 use prime_kernels::policy_loss::Clip;
 use prime_model::{Config as ModelConfig, GenerationLimits, Generator, Mode, Weights};
 use prime_runtime::Device;
-use prime_runtime::process::peak_memory_bytes;
+use prime_runtime::process::{peak_memory_bytes, processor_seconds};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, PrmUpdate, Reference};
@@ -278,7 +278,7 @@ impl Trainer {
     }
 
     fn try_warm_up(&mut self, progress: &mut dyn FnMut(usize)) -> Result<(Metrics, Rollouts)> {
-        let start = Instant::now();
+        let start = Began::now();
         let stage = if self.prm.is_some() { "prm_warmup" } else { "critic_warmup" };
         let mut metrics = Metrics::new(stage, self.state.warmup_batches + 1);
         let mut batch = self.sample(progress, &mut metrics)?;
@@ -299,7 +299,7 @@ impl Trainer {
     }
 
     fn try_step(&mut self, progress: &mut dyn FnMut(usize)) -> Result<(Metrics, Rollouts)> {
-        let start = Instant::now();
+        let start = Began::now();
         let mut metrics = Metrics::new("prime", self.state.step + 1);
         let mut batch = self.sample(progress, &mut metrics)?;
         if !batch.is_empty() {
@@ -567,7 +567,22 @@ fn score(
     Ok(log_probs)
 }
 
-fn finish(metrics: &mut Metrics, start: Instant) {
-    metrics.set("seconds/step", start.elapsed().as_secs_f64());
+/// When a batch began, by the clock and by what processors have worked for this process.
+struct Began {
+    clock: Instant,
+    processor: Option<f64>,
+}
+
+impl Began {
+    fn now() -> Began {
+        Began { clock: Instant::now(), processor: processor_seconds() }
+    }
+}
+
+fn finish(metrics: &mut Metrics, start: Began) {
+    metrics.set("seconds/step", start.clock.elapsed().as_secs_f64());
+    if let (Some(before), Some(after)) = (start.processor, processor_seconds()) {
+        metrics.set("processor/seconds", after - before);
+    }
     metrics.set("memory/peak_bytes", peak_memory_bytes() as f64);
 }

@@ -31,7 +31,7 @@ fn a_study_of_mistakes_ends_in_tables_a_page_and_numbers_and_is_not_made_twice()
     let seed = &seeds["seeds"][0];
     assert_eq!(seed["values"].as_array().unwrap().len(), 8);
     assert_eq!(seed["prm-prefix-value"]["checkpoints"][0]["all"]["triples"], 8);
-    assert_eq!(seed["rl-prime"][1]["step"], 1);
+    assert_eq!(seed["prm-online"]["habits"][1]["step"], 1);
     let page = std::fs::read_to_string(folder.path().join("made/report.html")).unwrap();
     assert!(page.contains("When a repair is worth making") && page.contains("wrong carry"));
     let refused = prime_in(folder.path(), &args, "").expect(1);
@@ -44,6 +44,31 @@ fn a_study_of_mistakes_ends_in_tables_a_page_and_numbers_and_is_not_made_twice()
         ["study", "mistakes", "--resume", "--out", "made", "--set", "study.continuations=3"];
     let other = prime_in(folder.path(), &other, "").expect(1);
     assert!(other.err.contains("begun with other settings"), "{}", other.err);
+}
+
+#[test]
+fn mistakes_are_studied_in_every_task_that_can_be_spoilt_and_in_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = [
+        &["study", "mistakes", "--quick", "--out", "made", "--set", "task.name=columns"],
+        &TINY[..],
+        &["--set", "study.triples=9", "--set", "study.continuations=2"],
+        &["--set", "prm.warmup_batches=1", "--set", "study.conditions=[\"ce\", \"online\"]"],
+        &["--set", "study.teachings=[\"few-good\", \"many-bad\"]"],
+    ]
+    .concat();
+    let made = prime_in(folder.path(), &args, "").expect(0);
+    assert!(made.out.contains("| wrong copy |") && !made.out.contains("wrong operation"));
+    let found = found(folder.path(), "made");
+    let seed = &found["seeds"][0];
+    assert_eq!(seed["prm-ce"]["checkpoints"][0]["by_mistake"].as_array().unwrap().len(), 3);
+    // The start was taught few repairs that are right: it is not made twice.
+    assert_eq!(seed["taught-few-good"], seed["prm-ce"]);
+    assert!(seed["taught-many-bad"].is_object() && seed["taught-many-good"].is_null());
+    assert!(seed["prm-dpo"].is_null());
+    let other = ["study", "mistakes", "--out", "other", "--set", "task.name=countdown"];
+    let other = prime_in(folder.path(), &other, "").expect(1);
+    assert!(other.err.contains("task.name to one of arithmetic, columns"), "{}", other.err);
 }
 
 #[test]

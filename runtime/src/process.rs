@@ -19,6 +19,25 @@ pub fn peak_memory_bytes() -> u64 {
     0
 }
 
+/// Seconds that processors have worked for this process so far, all its threads together; none where the system does not say.
+pub fn processor_seconds() -> Option<f64> {
+    #[cfg(unix)]
+    {
+        // SAFETY: `getrusage` fills the zeroed struct it is given.
+        let usage = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            if libc::getrusage(libc::RUSAGE_SELF, &mut usage) != 0 {
+                return None;
+            }
+            usage
+        };
+        let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
+        Some(seconds(usage.ru_utime) + seconds(usage.ru_stime))
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 /// Kills a process group, that of a child which was started as the leader of its own.
 pub fn kill_group(leader: u32) {
     #[cfg(unix)]
@@ -116,6 +135,19 @@ mod tests {
         assert_eq!(free_disk(std::path::Path::new("/no/such/folder")), None);
         if cfg!(unix) {
             assert!(free_disk(std::path::Path::new(".")).is_some());
+        }
+    }
+
+    #[test]
+    fn processors_work_for_a_process_that_counts() {
+        if let Some(before) = processor_seconds() {
+            let start = std::time::Instant::now();
+            let mut sum = 0u64;
+            while start.elapsed().as_millis() < 100 {
+                sum = std::hint::black_box(sum + 1);
+            }
+            // A busy machine gives a tenth of a second of its clock to others, but not all of it.
+            assert!(processor_seconds().is_some_and(|after| after > before));
         }
     }
 

@@ -164,7 +164,7 @@ pub fn results(run: &Path) -> BTreeMap<String, Vec<u8>> {
     for (i, line) in text.lines().enumerate() {
         let mut line: Value = serde_json::from_str(line).expect("each line is JSON");
         let fields = line.as_object_mut().expect("each line is an object");
-        let measured = ["seconds/", "throughput/", "memory/"];
+        let measured = ["seconds/", "processor/", "throughput/", "memory/"];
         fields.retain(|name, _| !measured.iter().any(|prefix| name.starts_with(prefix)));
         found.insert(format!("metrics.jsonl line {i:03}"), line.to_string().into_bytes());
     }

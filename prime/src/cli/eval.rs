@@ -166,6 +166,7 @@ impl EvalArgs {
         }
         let name = |name: &String| match name.as_str() {
             "arithmetic" => TaskName::Arithmetic,
+            "columns" => TaskName::Columns,
             "countdown" => TaskName::Countdown,
             _ => TaskName::Jsonl,
         };

@@ -16,7 +16,7 @@ use crate::graders::{self, work};
 ///
 /// Graders, with what they take for right:
 ///
-/// - arithmetic, countdown: the built-in tasks
+/// - arithmetic (also of columns), countdown: the built-in tasks
 /// - gsm8k: the number after the first ####, as text; gsm8k-flexible: or else the last number, by value
 /// - numeric: the number in the last box, after "answer is", or the last; within grader.numeric.tolerance
 /// - math: the answer in the last box or after "answer is", by meaning: fractions, units, sets, intervals, matrices, equations, formulas

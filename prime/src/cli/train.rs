@@ -7,7 +7,7 @@ use clap::Args;
 use prime_runtime::Device;
 
 use super::{Failure, files, in_pool, misuse, plan, say, sentence, values};
-use crate::config::{self, Config, TaskName};
+use crate::config::{self, Config};
 use crate::report;
 use crate::run::folder::RunFolder;
 use crate::run::{self, End, interrupt, session};
@@ -18,8 +18,9 @@ const RUNS: &str = "runs";
 /// Train a model: SFT, then PRIME, then a table of what was gained
 ///
 /// With no configuration at all it makes a model of 0.6 million parameters from nothing: warm-up SFT on worked arithmetic, then PRIME, then
-/// outcome-only RL from the same start to compare with. A configuration names another task, a model to start from, and every
-/// setting of the algorithm; prime/configs/default.toml lists them all with what they mean.
+/// outcome-only RL from the same start to compare with. A configuration names another task (task.name is arithmetic, columns, countdown, or
+/// jsonl for data sets), a model to start from, and every setting of the algorithm; prime/configs/default.toml lists them all with what
+/// they mean.
 ///
 /// Ctrl-C saves and stops. A run that was stopped or killed goes on with --resume, to the bits of one that was not.
 #[derive(Args)]
@@ -215,11 +216,9 @@ fn dry_run(config: &Config, outline: &plan::Outline) -> Result<(), Failure> {
 
 /// A folder for a new run, named by its task and the time.
 fn new_folder(config: &Config, stages: Stages) -> PathBuf {
-    let task = match config.task.name {
-        _ if matches!(stages, Stages::Prm) => "prm",
-        TaskName::Arithmetic => "arithmetic",
-        TaskName::Countdown => "countdown",
-        TaskName::Jsonl => "jsonl",
+    let task = match stages {
+        Stages::Prm => "prm",
+        _ => config.task.name.name(),
     };
     let name = format!("{task}-{}", session::stamp(session::now()));
     let numbered = |n: u32| match n {

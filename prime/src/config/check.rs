@@ -4,7 +4,9 @@ use anyhow::{Result, bail, ensure};
 use prime_kernels::numerics::Numerics;
 
 use super::{Config, TaskName};
+use crate::graders::nearest;
 use crate::step::{Estimator, Granularity, PolicyLoss};
+use crate::study::mistakes;
 
 impl Config {
     pub(super) fn check(&self) -> Result<()> {
@@ -126,6 +128,14 @@ impl Config {
         within("policy.clip_high", f64::from(self.policy.clip_high), 0.0, 1e6)?;
         within("policy.entropy_coef", f64::from(self.policy.entropy_coef), -10.0, 10.0)?;
         self.check_losses()?;
+        known("study.conditions", &self.study.conditions, mistakes::CONDITIONS.map(|it| it.name))?;
+        known("study.teachings", &self.study.teachings, mistakes::TEACHINGS.map(|it| it.name))?;
+        for name in ["ce", "online"] {
+            ensure!(
+                self.study.conditions.iter().any(|condition| condition == name),
+                "study.conditions lacks \"{name}\", which the tables compare the others with"
+            );
+        }
         within("eval.temperature", f64::from(self.eval.temperature), 0.0, 100.0)?;
         ensure!(
             self.policy.dual_clip == 0.0 || self.policy.dual_clip > 1.0,
@@ -178,5 +188,17 @@ impl Config {
 
 pub(super) fn within(name: &str, value: f64, low: f64, high: f64) -> Result<()> {
     ensure!(value >= low && value <= high, "{name} is {value}, expected {low} to {high}");
+    Ok(())
+}
+
+/// Refuses names in a list that are none of the known ones.
+fn known<const N: usize>(key: &str, names: &[String], all: [&str; N]) -> Result<()> {
+    for name in names {
+        let hint = || match nearest(name, all) {
+            Some(near) => format!("; did you mean \"{near}\"?"),
+            None => format!(", expected some of {}", all.join(", ")),
+        };
+        ensure!(all.contains(&name.as_str()), "{key} holds \"{name}\"{}", hint());
+    }
     Ok(())
 }

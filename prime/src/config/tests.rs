@@ -62,6 +62,9 @@ fn values_of_another_kind_or_out_of_range_are_refused_by_name() {
     assert!(message("", &["train.steps=9223372036854775807"]).contains("train.steps is 9"));
     assert!(message("", &["policy.learning_rate=nan"]).contains("policy.learning_rate is NaN"));
     assert!(message("", &["advantage.form=ppo"]).contains("paper, prime-repo, verl"));
+    let text = message("", &["study.teachings=[\"few-god\"]"]);
+    assert!(text.contains("\"few-god\"; did you mean \"few-good\"?"), "{text}");
+    assert!(message("", &["study.conditions=[\"ce\"]"]).contains("lacks \"online\""));
     assert!(message("seed = ", &[]).contains("line 1"));
 }
 

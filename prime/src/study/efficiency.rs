@@ -42,12 +42,16 @@ pub struct Course {
     pub length: Vec<f64>,
     /// Seconds of each of these batches.
     pub seconds: Vec<f64>,
+    /// Seconds that processors worked for each of these, which other work on the machine does not lengthen; empty where a run did not record them.
+    pub processor: Vec<f64>,
     /// Mean seconds of a batch by phase.
     pub phases: BTreeMap<String, f64>,
     /// Batches before the first policy update, which trained the PRM alone.
     pub warmup_batches: usize,
     /// Seconds of these.
     pub warmup_seconds: f64,
+    /// Processors' seconds of these.
+    pub warmup_processor: f64,
     /// Held-out evaluations in the order of steps, the start first.
     pub evaluations: Vec<Evaluation>,
 }
@@ -80,6 +84,11 @@ impl Course {
     /// Seconds from the start, warm-up included, to the end of a step.
     pub fn seconds_to(&self, step: usize) -> f64 {
         self.warmup_seconds + self.seconds[..step.min(self.seconds.len())].iter().sum::<f64>()
+    }
+
+    /// As [`Course::seconds_to`], of processors' time; none where it was not recorded.
+    pub fn processor_to(&self, step: usize) -> Option<f64> {
+        Some(self.warmup_processor + self.processor.get(..step)?.iter().sum::<f64>())
     }
 
     fn evaluation(&self, step: u64) -> Option<&Evaluation> {
@@ -121,8 +130,9 @@ impl SeedCourses {
         let mut outcome_only = course(lines, "outcome_only");
         let warmup: Vec<&Value> = of_stage(lines, "prm_warmup").collect();
         prime.warmup_batches = warmup.len();
-        prime.warmup_seconds =
-            warmup.iter().filter_map(|line| line.get("seconds/step")?.as_f64()).sum();
+        let sum = |name: &str| warmup.iter().filter_map(|line| line.get(name)?.as_f64()).sum();
+        prime.warmup_seconds = sum("seconds/step");
+        prime.warmup_processor = sum("processor/seconds");
         for course in [&mut prime, &mut outcome_only] {
             course.evaluations.insert(0, start.clone());
         }
@@ -146,9 +156,11 @@ fn course(lines: &[Value], stage: &str) -> Course {
         reward: column("reward/accuracy"),
         length: column("response/length"),
         seconds: column("seconds/step"),
+        processor: column("processor/seconds"),
         phases: phases.collect(),
         warmup_batches: 0,
         warmup_seconds: 0.0,
+        warmup_processor: 0.0,
         evaluations: evaluations(lines, stage),
     }
 }
@@ -207,7 +219,6 @@ pub fn findings(seeds: &[SeedCourses]) -> Vec<Finding> {
         let other = seed.outcome_only.evaluations.iter().find(|e| e.samples >= prime.samples)?;
         Some(prime.accuracy - other.accuracy)
     };
-    let step_seconds = |course: &Course| mean(&course.seconds);
     vec![
         over("held-out accuracy of the SFT start", "%", None, &|seed| Some(100.0 * seed.start)),
         over("held-out accuracy after PRIME", "%", None, &|seed| Some(100.0 * held_out(seed)?.0)),
@@ -263,16 +274,26 @@ pub fn findings(seeds: &[SeedCourses]) -> Vec<Finding> {
                 Some(100.0 * seed.prime.seconds_to(prime) / other)
             },
         ),
+        over("the same in processor time", "% of outcome-only's time to it", None, &|seed| {
+            let (prime, other) = reach(seed)?;
+            let other = seed.outcome_only.processor_to(other)?;
+            Some(100.0 * seed.prime.processor_to(prime)? / other)
+        }),
         over(
             "a PRIME step over an outcome-only step",
             "% more time",
             Some("+28 % by its own table; its text says 24 %"),
             &|seed| {
                 let (prime, other) =
-                    (step_seconds(&seed.prime)?, step_seconds(&seed.outcome_only)?);
+                    (mean(&seed.prime.seconds)?, mean(&seed.outcome_only.seconds)?);
                 Some(100.0 * (prime / other - 1.0))
             },
         ),
+        over("the same in processor time", "% more time", None, &|seed| {
+            let (prime, other) =
+                (mean(&seed.prime.processor)?, mean(&seed.outcome_only.processor)?);
+            Some(100.0 * (prime / other - 1.0))
+        }),
     ]
 }
 
@@ -281,7 +302,8 @@ pub(super) fn tables(seeds: &[SeedCourses], findings: &[Finding]) -> Vec<Table> 
     let mut main = Table::new(
         format!(
             "PRIME against RL on outcomes alone from one SFT start, {} seeds; mean and 95 % interval over seeds. The training reward is the \
-             accuracy of all sampled responses over the last {WINDOW} batches.",
+             accuracy of all sampled responses over the last {WINDOW} batches. A seed has none where PRIME did not reach the level, or what is \
+             asked was not recorded.",
             seeds.len()
         ),
         &["quantity", "here", "unit", "the paper, of its setting"],
@@ -289,7 +311,7 @@ pub(super) fn tables(seeds: &[SeedCourses], findings: &[Finding]) -> Vec<Table> 
     for finding in findings {
         let mut value = shown(finding.value, 1.0, 1);
         if finding.undefined > 0 {
-            value += &format!(" ({} of {} seeds: not reached)", finding.undefined, seeds.len());
+            value += &format!(" ({} of {} seeds: none)", finding.undefined, seeds.len());
         }
         let paper = finding.paper.unwrap_or("").to_string();
         main.rows.push(vec![finding.name.into(), value, finding.unit.into(), paper]);
@@ -325,7 +347,7 @@ mod tests {
         let batch = |stage: &str, step: usize, reward: f64, seconds: f64| {
             json!({
                 "stage": stage, "step": step, "reward/accuracy": reward, "response/length": 20.0,
-                "seconds/step": seconds, "seconds/rollout": seconds / 2.0,
+                "seconds/step": seconds, "seconds/rollout": seconds / 2.0, "processor/seconds": seconds + 1.0,
             })
         };
         let mut lines = vec![eval("start", 0, 0.5, 0)];
@@ -357,7 +379,12 @@ mod tests {
         assert_eq!(seed.prime.steps_to(0.355), Some(23));
         assert_eq!(seed.outcome_only.steps_to(0.355 - 1e-9), Some(40));
         assert_eq!(seed.prime.seconds_to(2), 12.0 + 4.0);
+        // Processors work 1 more second a batch here: 4 of 4 s in the warm-up, 3 s and 2 s a step.
+        assert_eq!(seed.prime.processor_to(2), Some(16.0 + 6.0));
+        assert_eq!(seed.prime.processor_to(41), None);
         let found = findings(&[seed]);
+        let time = found.iter().rfind(|f| f.name == "the same in processor time").unwrap();
+        assert!((time.value.unwrap().mean - 50.0).abs() < 1e-9);
         assert!((finding(&found, "PRIME over its SFT start") - 40.0).abs() < 1e-9);
         let lead = finding(&found, "PRIME over outcome-only, held-out accuracy at equal steps");
         assert!((lead - 10.0).abs() < 1e-9);

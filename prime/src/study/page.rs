@@ -185,6 +185,8 @@ pub(super) fn mistakes(
     }
     page.section("As the PRM learns", vec![Block::Plots(plots)]);
     let titles = [
+        "Token against step",
+        "Offline against online",
         "Against the true value",
         "By kind of mistake",
         "When a repair is worth making",

@@ -7,10 +7,12 @@
 //! may show is never shown by SFT or RL, whatever seeds and lengths they use.
 
 pub mod arithmetic;
+pub mod columns;
 pub mod countdown;
 mod generated;
 pub mod jsonl;
 pub mod published;
+pub mod worked;
 
 use std::ops::Range;
 
@@ -21,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::graders::{Grade, nearest};
 
 pub use arithmetic::{Arithmetic, ArithmeticSettings};
+pub use columns::{Columns, ColumnsSettings};
 pub use countdown::{Countdown, CountdownSettings};
 pub use jsonl::{Jsonl, JsonlSettings};
 
@@ -140,6 +143,11 @@ pub trait Task: Send + Sync {
         false
     }
 
+    /// The task as one of worked solutions that can be checked and spoilt, where it is one.
+    fn worked(&self) -> Option<&dyn worked::Worked> {
+        None
+    }
+
     /// Checks that what grading needs of the machine is there.
     ///
     /// # Errors
@@ -175,6 +183,8 @@ pub trait Task: Send + Sync {
 pub enum TaskSettings {
     /// Chains of arithmetic, worked step by step.
     Arithmetic(ArithmeticSettings),
+    /// Addition of numbers of several digits, column by column.
+    Columns(ColumnsSettings),
     /// Reaching a target from given numbers.
     Countdown(CountdownSettings),
     /// Problems read from files.
@@ -182,13 +192,14 @@ pub enum TaskSettings {
 }
 
 /// The names of the tasks.
-pub const NAMES: &[&str] = &["arithmetic", "countdown", "jsonl"];
+pub const NAMES: &[&str] = &["arithmetic", "columns", "countdown", "jsonl"];
 
 impl TaskSettings {
     /// The default settings of a task of this name.
     pub fn by_name(name: &str) -> Result<TaskSettings> {
         Ok(match name {
             "arithmetic" => TaskSettings::Arithmetic(ArithmeticSettings::default()),
+            "columns" => TaskSettings::Columns(ColumnsSettings::default()),
             "countdown" => TaskSettings::Countdown(CountdownSettings::default()),
             "jsonl" => TaskSettings::Jsonl(Box::default()),
             _ => {
@@ -207,6 +218,7 @@ impl TaskSettings {
             TaskSettings::Arithmetic(settings) => {
                 Box::new(Arithmetic::new(settings.clone(), seed)?)
             }
+            TaskSettings::Columns(settings) => Box::new(Columns::new(settings.clone(), seed)?),
             TaskSettings::Countdown(settings) => Box::new(Countdown::new(settings.clone(), seed)?),
             TaskSettings::Jsonl(settings) => Box::new(Jsonl::load(settings)?),
         })
@@ -238,7 +250,7 @@ mod tests {
 
     #[test]
     fn no_held_out_prompt_is_ever_a_training_prompt() {
-        for name in ["arithmetic", "countdown"] {
+        for name in ["arithmetic", "columns", "countdown"] {
             let settings = TaskSettings::by_name(name).unwrap();
             let evaluated = settings.build(1).unwrap();
             let held_out: HashSet<String> =
@@ -255,7 +267,7 @@ mod tests {
 
     #[test]
     fn generated_problems_are_solved_by_their_solutions_within_the_stated_bounds() {
-        for name in ["arithmetic", "countdown"] {
+        for name in ["arithmetic", "columns", "countdown"] {
             let task = TaskSettings::by_name(name).unwrap().build(9).unwrap();
             let alphabet = task.alphabet().unwrap();
             for split in [Split::Train, Split::HeldOut] {

@@ -8,7 +8,7 @@
 //! 2. Each [`Condition`]: a PRM trained on the fixed SFT policy's rollouts ("offline"), or in a PRIME run ("online"), looked at at several
 //!    checkpoints. The reference is the SFT model each time: against the running policy a signal that the policy has absorbed is gone.
 //! 3. Each [`Teaching`]: SFT models that repair rarely or often, well or badly, each with a PRM trained on its own rollouts.
-//! 4. RL with PRIME and on outcomes alone from the same start: how often responses err and repair.
+//! 4. RL with PRIME (the run of the online condition) and on outcomes alone from the same start: how often responses err and repair.
 //!
 //! Every finished part is a file in the study's folder, so that a study that was stopped goes on with the next.
 
@@ -26,15 +26,15 @@ use prime_runtime::checkpoint;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::config::{Config, Reference, TaskName};
+use crate::config::{Config, Reference};
 use crate::evaluate;
 use crate::prompts::Prompts;
 use crate::run::{self, End, folder::RunFolder, interrupt};
 use crate::score::Scorer;
 use crate::setup;
 use crate::step::rollout::Stop;
-use crate::tasks::Split;
-use crate::tasks::arithmetic::{Arithmetic, Mistake};
+use crate::tasks::worked::Worked;
+use crate::tasks::{NAMES, Split, TaskSettings};
 use crate::trainer::{Model, Trainer};
 pub(super) use summary::tables;
 use triples::Triple;
@@ -89,8 +89,10 @@ pub struct Teaching {
     pub name: &'static str,
     /// What it is called in tables.
     pub label: &'static str,
-    /// Settings over the study's.
-    pub set: &'static [&'static str],
+    /// The task's `repair`: how often one line of a demonstration is taken back.
+    pub repair: f32,
+    /// The task's `repair_success`.
+    pub repair_success: f32,
 }
 
 /// Few and many repairs, that succeed always or seldom.
@@ -98,34 +100,37 @@ pub const TEACHINGS: [Teaching; 4] = [
     Teaching {
         name: "few-good",
         label: "few repairs (10 %), right",
-        set: &["task.arithmetic.repair=0.1", "task.arithmetic.repair_success=1"],
+        repair: 0.1,
+        repair_success: 1.0,
     },
     Teaching {
         name: "many-good",
         label: "many repairs (50 %), right",
-        set: &["task.arithmetic.repair=0.5", "task.arithmetic.repair_success=1"],
+        repair: 0.5,
+        repair_success: 1.0,
     },
     Teaching {
         name: "few-bad",
         label: "few repairs (10 %), one in four right",
-        set: &["task.arithmetic.repair=0.1", "task.arithmetic.repair_success=0.25"],
+        repair: 0.1,
+        repair_success: 0.25,
     },
     Teaching {
         name: "many-bad",
         label: "many repairs (50 %), one in four right",
-        set: &["task.arithmetic.repair=0.5", "task.arithmetic.repair_success=0.25"],
+        repair: 0.5,
+        repair_success: 0.25,
     },
 ];
+
+/// Of the continuations that estimate a value, those of models that were taught otherwise are so many fewer: of them means alone are shown.
+const FEWER: usize = 4;
 
 /// Runs what is not done yet, and returns everything that was found: `seeds`, a list of objects by part. None when it was interrupted.
 ///
 /// # Errors
 /// When a part fails, or the configuration is of a task without planted mistakes.
 pub fn run(config: &Config, folder: &Path) -> Result<Option<Value>> {
-    ensure!(
-        config.task.name == TaskName::Arithmetic,
-        "study mistakes plants mistakes in worked arithmetic: set task.name=arithmetic"
-    );
     prime_kernels::numerics::choose(config.numerics());
     let mut seeds = Vec::new();
     for index in 0..config.study.seeds {
@@ -138,11 +143,28 @@ pub fn run(config: &Config, folder: &Path) -> Result<Option<Value>> {
     Ok(Some(json!({ "conditions": CONDITIONS, "teachings": TEACHINGS, "seeds": seeds })))
 }
 
-/// A configuration of the study with more settings over it.
-fn with(config: &Config, seed: u64, set: &[&str]) -> Result<Config> {
-    let mut more = vec![format!("seed={seed}"), "task.arithmetic.slips=all".to_string()];
+/// A configuration of the study with more settings over it; `of_task` are those of its task.
+fn with(config: &Config, seed: u64, set: &[&str], of_task: &[String]) -> Result<Config> {
+    let task = config.task.name.name();
+    let mut more = vec![format!("seed={seed}"), format!("task.{task}.slips=all")];
     more.extend(set.iter().map(|text| text.to_string()));
+    more.extend(of_task.iter().map(|text| format!("task.{task}.{text}")));
     Config::load_over(&config.to_toml()?, &[], &more)
+}
+
+/// The study's task.
+fn worked(prompts: &Prompts) -> Result<&dyn Worked> {
+    prompts.task().worked().with_context(|| {
+        let worked = NAMES.iter().copied().filter(|name| {
+            let task = TaskSettings::by_name(name).and_then(|settings| settings.build(0));
+            task.is_ok_and(|task| task.worked().is_some())
+        });
+        format!(
+            "study mistakes plants mistakes in worked solutions, which the task {} has none of that it can check: set task.name to one of {}",
+            prompts.task().name(),
+            worked.collect::<Vec<_>>().join(", ")
+        )
+    })
 }
 
 /// Reads a finished part, or makes and writes it; none when the study was interrupted in it.
@@ -180,52 +202,63 @@ struct Seed<'a> {
 fn run_seed(config: &Config, folder: &Path, seed: u64) -> Result<Option<Value>> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
-    let plain = with(config, seed, &[])?;
-    let Some(start) = sft(&plain, &folder.join("sft"))? else { return Ok(None) };
+    let plain = with(config, seed, &[], &[])?;
     let prompts = setup::prompts(&plain, None)?;
-    let arithmetic = plain.task.arithmetic.clone();
-    let highest = arithmetic.highest;
-    let task = Arithmetic::new(arithmetic, seed)?;
-    let triples = triples::triples(&task, highest, config.study.triples, seed);
+    let triples = triples::triples(worked(&prompts)?, config.study.triples, seed);
     ensure!(
         triples.len() >= 8,
         "only {} held-out problems give occasion for a mistake: longer ones do, such as task.arithmetic.min_operations=3",
         triples.len()
     );
+    let Some(start) = sft(&plain, &folder.join("sft"))? else { return Ok(None) };
     let shared = Seed { config: &plain, seed, prompts, triples };
     let mut found = serde_json::Map::new();
     found.insert("seed".into(), seed.into());
 
-    let Some(truth) = part(folder, "values", || shared.values(&start).map(Some))? else {
+    let Some(truth) =
+        part(folder, "values", || shared.values(&start, config.study.continuations).map(Some))?
+    else {
         return Ok(None);
     };
+    let asked = |names: &[String], name: &str| names.iter().any(|asked| asked == name);
     for condition in CONDITIONS {
+        if !asked(&config.study.conditions, condition.name) {
+            continue;
+        }
         let name = format!("prm-{}", condition.name);
         let made = part(folder, &name, || {
-            let config = with(config, seed, condition.set)?;
+            let config = with(config, seed, condition.set, &[])?;
             shared.condition(&config, &start, condition.online, &truth)
         })?;
         let Some(made) = made else { return Ok(None) };
         found.insert(name, made);
     }
-    for teaching in TEACHINGS {
-        let name = format!("taught-{}", teaching.name);
-        let made = part(folder, &name, || {
-            let config = with(config, seed, teaching.set)?;
-            let Some(start) = sft(&config, &folder.join(format!("sft-{}", teaching.name)))? else {
+    for Teaching { name, repair, repair_success, .. } in TEACHINGS {
+        if !asked(&config.study.teachings, name) {
+            continue;
+        }
+        let of_task = [format!("repair={repair}"), format!("repair_success={repair_success}")];
+        let taught = with(config, seed, &[], &of_task)?;
+        let part_name = format!("taught-{name}");
+        // What the study's own start was taught has been looked at above.
+        if taught == plain {
+            let same = found.get("prm-ce").cloned().unwrap_or_default();
+            found.insert(part_name, same);
+            continue;
+        }
+        let made = part(folder, &part_name, || {
+            let Some(start) = sft(&taught, &folder.join(format!("sft-{name}")))? else {
                 return Ok(None);
             };
-            let truth = shared.values(&start)?;
-            shared.condition(&config, &start, false, &truth)
+            let truth = shared.values(&start, config.study.continuations.div_ceil(FEWER))?;
+            shared.condition(&taught, &start, false, &truth)
         })?;
         let Some(made) = made else { return Ok(None) };
-        found.insert(name, made);
+        found.insert(part_name, made);
     }
-    for (name, with_prm) in [("rl-prime", true), ("rl-outcome-only", false)] {
-        let made = part(folder, name, || shared.course(&start, with_prm))?;
-        let Some(made) = made else { return Ok(None) };
-        found.insert(name.into(), made);
-    }
+    let name = "rl-outcome-only";
+    let Some(made) = part(folder, name, || shared.outcome_only(&start))? else { return Ok(None) };
+    found.insert(name.into(), made);
     found.insert("values".into(), truth);
     Ok(Some(Value::Object(found)))
 }
@@ -255,14 +288,14 @@ impl Seed<'_> {
     }
 
     /// True values of the triples' prefixes under a policy.
-    fn values(&self, policy: &Model) -> Result<Value> {
+    fn values(&self, policy: &Model, continuations: usize) -> Result<Value> {
         let (mut generator, stop) = self.generator(policy)?;
         let values = values::estimate(
             &mut generator,
             &self.prompts,
             &stop.tokens,
             &self.triples,
-            self.config.study.continuations,
+            continuations,
             self.config.rollout.max_new_tokens,
             self.seed,
         )?;
@@ -282,13 +315,14 @@ impl Seed<'_> {
             grading: self.config.grader.clone(),
         };
         let (graded, _) = evaluate::evaluate(generator, &self.prompts, stop, &settings, |_| ())?;
+        let task = worked(&self.prompts)?;
         let mut samples = Vec::new();
         for problem in graded {
             let prompt = self.prompts.task().problem(Split::HeldOut, problem.index);
             let prompt =
                 prompt.with_context(|| format!("there is no problem {}", problem.index))?;
             for (text, score) in problem.texts.into_iter().zip(problem.scores) {
-                samples.extend(own::Sample::new(prompt.prompt.clone(), text, score >= 0.5));
+                samples.extend(own::Sample::new(task, prompt.prompt.clone(), text, score >= 0.5));
             }
         }
         Ok(samples)
@@ -307,6 +341,7 @@ impl Seed<'_> {
         let (mut generator, stop) = self.generator(start)?;
         let samples = self.samples(&mut generator, &stop)?;
         drop(generator);
+        let kinds = worked(&self.prompts)?.mistakes();
         let tokenizer = self.prompts.tokenizer();
         let mut scorer = Scorer::new(start.duplicate()?)?;
         let reference = rewards::log_probs(&mut scorer, tokenizer, &self.triples)?;
@@ -335,7 +370,7 @@ impl Seed<'_> {
             let own_prm = own::log_probs(&mut scorer, tokenizer, &samples)?;
             let sums = rewards::triple_sums(tokenizer, &self.triples, &prm, &reference)?;
             let of = |kind| rewards::findings(&self.triples, &sums, kind, self.seed);
-            let by_kind: Vec<Value> = Mistake::ALL
+            let by_kind: Vec<Value> = kinds
                 .iter()
                 .map(|&kind| json!({ "mistake": kind, "findings": of(Some(kind)) }))
                 .collect();
@@ -361,7 +396,9 @@ impl Seed<'_> {
                 look(&trainer, done, 0)?;
             }
         }
+        let mut habits = Vec::new();
         if online {
+            habits.push(own::habits(0, &samples));
             let warmup = trainer.state().warmup_batches;
             look(&trainer, warmup, 0)?;
             while trainer.state().step < config.train.steps {
@@ -372,18 +409,23 @@ impl Seed<'_> {
                 let step = trainer.state().step;
                 if steps.contains(&step) {
                     look(&trainer, warmup + step, step)?;
+                    // On held-out problems: what is trained on are the problems that passed the filter.
+                    habits.push(own::habits(step, &self.samples(trainer.generator()?, &stop)?));
                 }
             }
         }
-        Ok(Some(
-            json!({ "beta": config.prm.beta, "checkpoints": checkpoints, "examples": examples }),
-        ))
+        Ok(Some(json!({
+            "beta": config.prm.beta,
+            "checkpoints": checkpoints,
+            "examples": examples,
+            "habits": habits,
+        })))
     }
 
     /// One triple of each kind of mistake, token by token.
     fn examples(&self, prm: &[Vec<f32>], reference: &[Vec<f32>]) -> Result<Vec<Value>> {
         let tokenizer = self.prompts.tokenizer();
-        let shown = self.triples.iter().enumerate().take(Mistake::ALL.len());
+        let shown = self.triples.iter().enumerate().take(worked(&self.prompts)?.mistakes().len());
         shown
             .map(|(i, triple)| {
                 let mut versions = Vec::new();
@@ -411,16 +453,11 @@ impl Seed<'_> {
             .collect()
     }
 
-    /// RL from the start, and how often its responses err and repair.
-    fn course(&self, start: &Model, with_prm: bool) -> Result<Option<Value>> {
+    /// RL on outcomes alone from the start, and how often its responses err and repair.
+    fn outcome_only(&self, start: &Model) -> Result<Option<Value>> {
         let mut config = self.config.clone();
         config.train.steps = config.study.steps.iter().copied().max().unwrap_or(0);
-        let prm = with_prm.then(|| start.duplicate()).transpose()?;
-        let reference = (with_prm && config.prm.reference == Reference::Frozen)
-            .then(|| start.duplicate())
-            .transpose()?;
-        let prm = prm.map(|prm| (prm, reference));
-        let mut trainer = Trainer::new(&config, self.prompts.share(), start.duplicate()?, prm)?;
+        let mut trainer = Trainer::new(&config, self.prompts.share(), start.duplicate()?, None)?;
         while trainer.is_warming_up() {
             if interrupt::is_requested() {
                 return Ok(None);
@@ -431,7 +468,6 @@ impl Seed<'_> {
         let mut habits = Vec::new();
         loop {
             let step = trainer.state().step;
-            // On held-out problems, and at a few steps only: what is trained on are the problems that passed the filter.
             if step == 0 || config.study.steps.contains(&step) {
                 let samples = self.samples(trainer.generator()?, &stop)?;
                 habits.push(own::habits(step, &samples));

@@ -8,7 +8,7 @@ use super::rewards::tokens;
 use crate::evaluate::Estimate;
 use crate::score::{Scorer, Sequence};
 use crate::study::statistics::{area_under_curve, mean};
-use crate::tasks::arithmetic::{Work, check_work};
+use crate::tasks::worked::{Work, Worked};
 
 /// What a batch's responses are like, over training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub struct Habits {
     pub repaired_well: Option<f64>,
     /// Share of the lines taken back that were right; none without any.
     pub repaired_for_nothing: Option<f64>,
-    /// Operations that a line does at once.
+    /// Operations, or columns, that a line does at once.
     pub operations_a_line: f64,
 }
 
@@ -75,8 +75,8 @@ pub(super) struct Sample {
 
 impl Sample {
     /// None when the prompt is none of the task's.
-    pub fn new(prompt: String, text: String, right: bool) -> Option<Sample> {
-        let work = check_work(&prompt, &text)?;
+    pub fn new(task: &dyn Worked, prompt: String, text: String, right: bool) -> Option<Sample> {
+        let work = task.check(&prompt, &text)?;
         Some(Sample { prompt, text, right, work })
     }
 }
@@ -193,7 +193,14 @@ pub(super) fn own_findings(
 mod tests {
     use super::*;
 
+    use crate::tasks::arithmetic::{Arithmetic, ArithmeticSettings};
+
     const PROMPT: &str = "(9-8)*5+9:";
+
+    fn made(prompt: &str, text: &str, right: bool) -> Option<Sample> {
+        let task = Arithmetic::new(ArithmeticSettings::default(), 1).unwrap();
+        Sample::new(&task, prompt.into(), text.into(), right)
+    }
 
     #[test]
     fn mistakes_and_repairs_are_counted_by_what_becomes_of_them() {
@@ -203,22 +210,21 @@ mod tests {
             ("9-8=1!9-8=1;1*5=6;6+9=15;#15", false),
             ("9-8=2!9-8=3;3*5=15;15+9=24;#24", false),
         ];
-        let samples =
-            texts.map(|(text, right)| Sample::new(PROMPT.into(), text.into(), right).unwrap());
+        let samples = texts.map(|(text, right)| made(PROMPT, text, right).unwrap());
         let found = habits(3, &samples);
         assert_eq!((found.responses, found.right), (4, 0.5));
         assert_eq!((found.mistakes, found.repairs), (0.5, 0.75));
         assert_eq!(found.repaired_well, Some(1.0 / 3.0));
         assert_eq!(found.repaired_for_nothing, Some(1.0 / 3.0));
         assert_eq!(found.operations_a_line, 1.0);
-        assert!(Sample::new("what?".into(), String::new(), true).is_none());
+        assert!(made("what?", "", true).is_none());
     }
 
     #[test]
     fn a_prm_that_marks_wrong_lines_is_seen_to_find_the_first_of_them() {
         let tokenizer = Tokenizer::characters("0123456789+-*()=;!#:", "<pad>", "<eos>").unwrap();
         let text = "9-8=1;1*5=6;6+9=15;#15";
-        let sample = |text: &str, right| Sample::new(PROMPT.into(), text.into(), right).unwrap();
+        let sample = |text: &str, right| made(PROMPT, text, right).unwrap();
         let samples = [sample(text, false), sample("9-8=2!9-8=1;1*5=5;5+9=14;#14", true)];
         let reference: Vec<Vec<f32>> =
             samples.iter().map(|sample| vec![0.0; sample.text.len() + 1]).collect();

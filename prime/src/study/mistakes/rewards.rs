@@ -1,6 +1,7 @@
 //! What a PRM gives to the pieces of the triples, and what is told from it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use prime_model::Tokenizer;
@@ -10,7 +11,7 @@ use super::triples::{Role, Triple, Version};
 use crate::evaluate::Estimate;
 use crate::score::{Scorer, Sequence};
 use crate::study::statistics::{area_under_curve, mean};
-use crate::tasks::arithmetic::Mistake;
+use crate::tasks::worked::Mistake;
 
 /// A text's tokens, and where each begins in bytes.
 pub(super) struct Tokens {
@@ -42,6 +43,8 @@ pub struct Sums {
     pub roles: BTreeMap<String, f64>,
     /// By line, in order; `!` ends a line too. What follows the last one is not in it.
     pub lines: Vec<f64>,
+    /// By token, the end of the text included.
+    pub tokens: Vec<f64>,
     /// Over the whole response, its end included.
     pub whole: f64,
 }
@@ -55,6 +58,10 @@ pub struct TripleSums {
     pub wrong: Sums,
     /// With it, repaired.
     pub repaired: Sums,
+    /// The first token in which the wrong version differs from the clean one.
+    pub departs: usize,
+    /// The tokens of the line with the mistake in the wrong version.
+    pub planted: Range<usize>,
 }
 
 /// What `role` is called in tables and files.
@@ -67,7 +74,8 @@ fn name(role: Role) -> String {
 
 /// Tokens whose first byte lies in a piece belong to it; the end of the text belongs to the answer.
 fn sums(version: &Version, starts: &[usize], ratios: &[f64]) -> Sums {
-    let mut sums = Sums { lines: vec![0.0; version.line_ends.len()], ..Sums::default() };
+    let lines = vec![0.0; version.line_ends.len()];
+    let mut sums = Sums { lines, tokens: ratios.to_vec(), ..Sums::default() };
     let mut part = 0;
     for (token, &ratio) in ratios.iter().enumerate() {
         let start = starts.get(token).copied().unwrap_or(version.text.len());
@@ -123,7 +131,14 @@ pub(super) fn triple_sums(
         .iter()
         .enumerate()
         .map(|(i, triple)| {
+            let starts = tokens(tokenizer, &triple.wrong.text)?.starts;
+            let differ = triple.wrong.text.bytes().zip(triple.clean.text.bytes());
+            let alike = differ.take_while(|(wrong, clean)| wrong == clean).count();
+            let token = |byte: usize| starts.partition_point(|&start| start < byte);
+            let line_start = triple.line.checked_sub(1).map_or(0, |at| triple.wrong.line_ends[at]);
             Ok(TripleSums {
+                departs: token(alike + 1).saturating_sub(1),
+                planted: token(line_start)..token(triple.wrong.line_ends[triple.line]),
                 clean: of(&triple.clean, 3 * i)?,
                 wrong: of(&triple.wrong, 3 * i + 1)?,
                 repaired: of(&triple.repaired, 3 * i + 2)?,
@@ -175,6 +190,16 @@ pub struct Findings {
     pub lowest_is_planted: Option<f64>,
     /// What that share would be by chance.
     pub lowest_by_chance: Option<f64>,
+    /// The chance that another token of a wrong version gets more than the one in which the mistake begins.
+    pub tokens_over_planted: Option<f64>,
+    /// Share of wrong versions whose lowest token is that one.
+    pub lowest_token_is_planted: Option<f64>,
+    /// What that share would be by chance.
+    pub lowest_token_by_chance: Option<f64>,
+    /// Share of wrong versions whose lowest token lies in the planted line.
+    pub lowest_token_in_line: Option<f64>,
+    /// What that share would be by chance.
+    pub in_line_by_chance: Option<f64>,
     /// Share of triples whose repaired version gets more than the wrong one.
     pub repaired_over_wrong: Option<f64>,
     /// Share of triples whose clean version gets more than the wrong one.
@@ -234,6 +259,15 @@ pub fn findings(
             lines.filter(|(line, _)| *line != t.line).map(|(_, sum)| *sum).collect::<Vec<_>>()
         })
         .collect();
+    let planted_tokens = column(&|_, s| s.wrong.tokens.get(s.departs).copied());
+    let other_tokens: Vec<f64> = chosen
+        .iter()
+        .flat_map(|(_, s)| {
+            let tokens = s.wrong.tokens.iter().enumerate();
+            tokens.filter(|(token, _)| *token != s.departs).map(|(_, sum)| *sum)
+        })
+        .collect();
+    let tokens = |s: &TripleSums| s.wrong.tokens.len().max(1) as f64;
     let share = |value: &dyn Fn(&Triple, &TripleSums) -> f64| {
         mean(&chosen.iter().map(|(t, s)| value(t, s)).collect::<Vec<_>>())
     };
@@ -249,21 +283,25 @@ pub fn findings(
         rows,
         right_over_wrong: area_under_curve(&right, &wrong),
         lines_over_planted: area_under_curve(&other_lines, &planted),
-        lowest_is_planted: share(&|t, s| lowest_is(&s.wrong.lines, t.line)),
+        lowest_is_planted: share(&|t, s| lowest_is(&s.wrong.lines, t.line..t.line + 1)),
         lowest_by_chance: share(&|_, s| 1.0 / s.wrong.lines.len().max(1) as f64),
+        tokens_over_planted: area_under_curve(&other_tokens, &planted_tokens),
+        lowest_token_is_planted: share(&|_, s| {
+            lowest_is(&s.wrong.tokens, s.departs..s.departs + 1)
+        }),
+        lowest_token_by_chance: share(&|_, s| 1.0 / tokens(s)),
+        lowest_token_in_line: share(&|_, s| lowest_is(&s.wrong.tokens, s.planted.clone())),
+        in_line_by_chance: share(&|_, s| s.planted.len() as f64 / tokens(s)),
         repaired_over_wrong: share(&|_, s| above(s.repaired.whole, s.wrong.whole)),
         clean_over_wrong: share(&|_, s| above(s.clean.whole, s.wrong.whole)),
     }
 }
 
-/// Whether a line has the lowest sum: 1, or its share where several are as low.
-fn lowest_is(lines: &[f64], line: usize) -> f64 {
-    let lowest = lines.iter().copied().fold(f64::INFINITY, f64::min);
-    let as_low = lines.iter().filter(|&&sum| sum == lowest).count();
-    match lines.get(line) {
-        Some(&sum) if sum == lowest => 1.0 / as_low as f64,
-        _ => 0.0,
-    }
+/// Whether the lowest of some sums is in a range: 1, or the range's share of those that are as low.
+fn lowest_is(sums: &[f64], range: Range<usize>) -> f64 {
+    let lowest = sums.iter().copied().fold(f64::INFINITY, f64::min);
+    let as_low = |sums: &[f64]| sums.iter().filter(|&&sum| sum == lowest).count() as f64;
+    sums.get(range).map_or(0.0, |within| as_low(within) / as_low(sums).max(1.0))
 }
 
 #[cfg(test)]
@@ -271,17 +309,25 @@ mod tests {
     use super::*;
     use crate::study::mistakes::triples::triples;
     use crate::tasks::arithmetic::{Arithmetic, ArithmeticSettings};
+    use crate::tasks::columns::{Columns, ColumnsSettings};
+    use crate::tasks::worked::Worked;
+
+    fn of(task: &dyn Worked) -> (Tokenizer, Vec<Triple>) {
+        let tokenizer = Tokenizer::characters(task.alphabet().unwrap(), "<pad>", "<eos>").unwrap();
+        (tokenizer, triples(task, 80, 1))
+    }
 
     fn some() -> (Tokenizer, Vec<Triple>) {
         let settings = ArithmeticSettings { min_operations: 3, ..ArithmeticSettings::default() };
-        let highest = settings.highest;
-        let task = Arithmetic::new(settings, 1).unwrap();
-        let alphabet = crate::tasks::Task::alphabet(&task).unwrap().to_string();
-        let tokenizer = Tokenizer::characters(&alphabet, "<pad>", "<eos>").unwrap();
-        (tokenizer, triples(&task, highest, 80, 1))
+        of(&Arithmetic::new(settings, 1).unwrap())
     }
 
-    /// Log-probabilities of a PRM that gives `nats` to the first token of each wrong piece and 0 elsewhere, beside a reference of zeros.
+    fn all() -> [(Tokenizer, Vec<Triple>); 2] {
+        [some(), of(&Columns::new(ColumnsSettings::default(), 1).unwrap())]
+    }
+
+    /// Log-probabilities of a PRM that gives `nats` to the first token of each wrong piece that differs from the right one and 0 elsewhere,
+    /// beside a reference of zeros.
     fn marked(tokenizer: &Tokenizer, triples: &[Triple], nats: f32) -> [Vec<Vec<f32>>; 2] {
         let mut prm = Vec::new();
         for triple in triples {
@@ -289,10 +335,11 @@ mod tests {
                 let starts = tokens(tokenizer, &version.text).unwrap().starts;
                 let mistake = version.spans(Role::Mistake).next();
                 let mut row = vec![0.0; starts.len() + 1];
-                if let Some(at) =
-                    mistake.and_then(|span| starts.iter().position(|&s| s == span.start))
-                {
-                    row[at] = nats;
+                if let Some(span) = mistake {
+                    let right = triple.clean.text.as_bytes();
+                    let mut wrong = version.text.bytes().enumerate().skip(span.start);
+                    let differs = |&(at, byte): &(usize, u8)| right.get(at) != Some(&byte);
+                    row[wrong.find(differs).unwrap().0] = nats;
                 }
                 prm.push(row);
             }
@@ -303,15 +350,21 @@ mod tests {
 
     #[test]
     fn a_prm_made_to_mark_the_planted_token_is_seen_to_mark_it() {
-        let (tokenizer, triples) = some();
-        let [prm, reference] = marked(&tokenizer, &triples, -1.5);
-        let sums = triple_sums(&tokenizer, &triples, &prm, &reference).unwrap();
-        for kind in [None, Some(Mistake::WrongCopy)] {
-            let found = findings(&triples, &sums, kind, 1);
+        for ((tokenizer, triples), kind) in
+            all().iter().flat_map(|made| [(made, None), (made, Some(Mistake::WrongCopy))])
+        {
+            let [prm, reference] = marked(tokenizer, triples, -1.5);
+            let sums = triple_sums(tokenizer, triples, &prm, &reference).unwrap();
+            let found = findings(triples, &sums, kind, 1);
             assert!(!found.no_signal);
             assert!(found.right_over_wrong.unwrap() > 0.99, "{found:?}");
             assert!(found.lines_over_planted.unwrap() > 0.99);
             assert_eq!(found.lowest_is_planted, Some(1.0));
+            assert!(found.tokens_over_planted.unwrap() > 0.99);
+            assert_eq!(
+                (found.lowest_token_is_planted, found.lowest_token_in_line),
+                (Some(1.0), Some(1.0))
+            );
             let row = |name: &str| {
                 found.rows.iter().find(|row| row.name.starts_with(name)).unwrap().nats.unwrap().mean
             };
@@ -334,6 +387,10 @@ mod tests {
         assert!(found.rows.iter().all(|row| row.nats.is_none_or(|nats| nats.mean == 0.0)));
         let (hit, chance) = (found.lowest_is_planted.unwrap(), found.lowest_by_chance.unwrap());
         assert!((hit - chance).abs() < 1e-12, "{hit} {chance}");
+        assert_eq!(found.tokens_over_planted, Some(0.5));
+        let (hit, chance) = (found.lowest_token_in_line, found.in_line_by_chance);
+        assert!((hit.unwrap() - chance.unwrap()).abs() < 1e-12, "{hit:?} {chance:?}");
+        assert_eq!(found.lowest_token_is_planted, found.lowest_token_by_chance);
     }
 
     #[test]
@@ -344,6 +401,7 @@ mod tests {
             let ratios: Vec<f64> = (0..=starts.len()).map(|i| f64::from(1 << (i % 20))).collect();
             let sums = sums(version, &starts, &ratios);
             assert_eq!(sums.whole, ratios.iter().sum::<f64>());
+            assert_eq!(sums.tokens, ratios);
             assert_eq!(sums.roles.values().sum::<f64>(), sums.whole);
             let last = *version.line_ends.last().unwrap();
             let behind: f64 = ratios[last..].iter().sum();

@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 
-use super::{CONDITIONS, Mistake, TEACHINGS};
+use super::{CONDITIONS, TEACHINGS};
+use crate::study::statistics::OverRuns;
 use crate::study::table::{Table, at, over_seeds, share, shown};
+use crate::tasks::worked::Mistake;
 
 /// Rows of [`super::rewards::Findings`] by their place.
 fn row(place: usize) -> String {
@@ -21,6 +23,8 @@ pub fn tables(found: &Value) -> Vec<Table> {
     let seeds = found.get("seeds").and_then(Value::as_array).cloned().unwrap_or_default();
     vec![
         pieces(&seeds),
+        granularity(&seeds),
+        online(&seeds),
         truth(&seeds),
         kinds(&seeds),
         teachings(&seeds),
@@ -76,6 +80,89 @@ fn pieces(seeds: &[Value]) -> Table {
     table
 }
 
+fn granularity(seeds: &[Value]) -> Table {
+    let mut table = Table::new(
+        "Token against step: where the mistake of a wrong solution is looked for by single tokens' rewards, and by their sums over lines. \"Over\" is the \
+         chance that another token (line) gets more than the token in which the mistake begins (its line); \"lowest\" the share of solutions \
+         whose lowest token (line) is that one, beside what it would be by chance; \"in its line\" the share whose lowest token lies in the \
+         mistake's line.",
+        &[
+            "PRM",
+            "batches",
+            "token: over",
+            "token: lowest",
+            "by chance",
+            "line: over",
+            "line: lowest",
+            "lowest token in its line",
+            "by chance, line",
+        ],
+    );
+    for condition in CONDITIONS {
+        let part = format!("prm-{}", condition.name);
+        for place in 0..checkpoints(seeds, &part) {
+            let cell =
+                |path: &str| over_seeds(seeds, &format!("/{part}/checkpoints/{place}/{path}"));
+            let percent = |name: &str| share(cell(&format!("all/{name}")), 100.0, 0) + " %";
+            table.rows.push(vec![
+                condition.label.into(),
+                cell("batches").map_or_else(String::new, |count| format!("{:.0}", count.mean)),
+                share(cell("all/tokens_over_planted"), 1.0, 3),
+                percent("lowest_token_is_planted"),
+                percent("lowest_token_by_chance"),
+                share(cell("all/lines_over_planted"), 1.0, 3),
+                percent("lowest_is_planted"),
+                percent("lowest_token_in_line"),
+                percent("lowest_by_chance"),
+            ]);
+        }
+    }
+    table
+}
+
+/// The difference of two numbers of each seed, over the seeds that have both.
+fn difference(seeds: &[Value], of: &str, from: &str) -> Option<OverRuns> {
+    let number = |seed: &Value, pointer: &str| at(seed, pointer)?.as_f64();
+    let values: Vec<f64> =
+        seeds.iter().filter_map(|seed| Some(number(seed, of)? - number(seed, from)?)).collect();
+    OverRuns::of(&values)
+}
+
+fn online(seeds: &[Value]) -> Table {
+    let [last, online_last] =
+        ["prm-ce", "prm-online"].map(|part| checkpoints(seeds, part).saturating_sub(1));
+    let mut table = Table::new(
+        "Offline against online: the PRM of the fixed SFT policy's rollouts and that of a PRIME run, each at its last checkpoint, and their difference, \
+         paired by seed. Sums in nats.",
+        &["", "offline", "online", "online - offline"],
+    );
+    let row = |name: &str, path: &str, scale: f64, digits: usize| {
+        let of = format!("/prm-ce/checkpoints/{last}/{path}");
+        let online = format!("/prm-online/checkpoints/{online_last}/{path}");
+        vec![
+            name.to_string(),
+            shown(over_seeds(seeds, &of), scale, digits),
+            shown(over_seeds(seeds, &online), scale, digits),
+            shown(difference(seeds, &online, &of), scale, digits),
+        ]
+    };
+    table.rows = vec![
+        row("batches that trained the PRM", "batches", 1.0, 0),
+        row("wrong - right characters", &format!("all/{}", self::row(2)), 1.0, 2),
+        row("lines behind: wrong - clean", &format!("all/{}", self::row(4)), 1.0, 2),
+        row("`!`", &format!("all/{}", self::row(6)), 1.0, 2),
+        row("line done again", &format!("all/{}", self::row(7)), 1.0, 2),
+        row("whole repair", &format!("all/{}", self::row(9)), 1.0, 2),
+        row("right over wrong characters", "all/right_over_wrong", 1.0, 3),
+        row("other tokens over the mistake's", "all/tokens_over_planted", 1.0, 3),
+        row("other lines over the mistake's", "all/lines_over_planted", 1.0, 3),
+        row("lowest line is the mistake's, %", "all/lowest_is_planted", 100.0, 0),
+        row("repaired over wrong, %", "all/repaired_over_wrong", 100.0, 0),
+        row("correlation with the true change", "agreement/correlation", 1.0, 2),
+    ];
+    table
+}
+
 fn truth(seeds: &[Value]) -> Table {
     let mut table = Table::new(
         "Against the truth: change of the chance of success, by continuations of the SFT policy, over the same spans as the rewards (the line \
@@ -126,7 +213,14 @@ fn kinds(seeds: &[Value]) -> Table {
         ],
     );
     let last = checkpoints(seeds, "prm-ce").saturating_sub(1);
-    for (place, kind) in Mistake::ALL.iter().enumerate() {
+    let kinds: Vec<Mistake> = seeds
+        .first()
+        .and_then(|seed| at(seed, &format!("/prm-ce/checkpoints/{last}/by_mistake"))?.as_array())
+        .into_iter()
+        .flatten()
+        .filter_map(|found| serde_json::from_value(found.get("mistake")?.clone()).ok())
+        .collect();
+    for (place, kind) in kinds.iter().enumerate() {
         let cell = |path: &str| {
             over_seeds(
                 seeds,
@@ -166,6 +260,9 @@ fn teachings(seeds: &[Value]) -> Table {
     );
     for teaching in TEACHINGS {
         let part = format!("taught-{}", teaching.name);
+        if checkpoints(seeds, &part) == 0 {
+            continue;
+        }
         let last = checkpoints(seeds, &part).saturating_sub(1);
         let cell = |path: &str| over_seeds(seeds, &format!("/{part}/checkpoints/{last}/{path}"));
         let nats = |index: usize| shown(cell(&format!("all/{}", row(index))), 1.0, 2);
@@ -200,6 +297,9 @@ fn own(seeds: &[Value]) -> Table {
     );
     for condition in CONDITIONS {
         let part = format!("prm-{}", condition.name);
+        if checkpoints(seeds, &part) == 0 {
+            continue;
+        }
         let last = checkpoints(seeds, &part).saturating_sub(1);
         let cell =
             |path: &str| over_seeds(seeds, &format!("/{part}/checkpoints/{last}/own/{path}"));
@@ -219,7 +319,9 @@ fn own(seeds: &[Value]) -> Table {
 
 fn habits(seeds: &[Value]) -> Table {
     let mut table = Table::new(
-        "Mistakes and repairs over training, on held-out problems: wrong lines that stand and lines taken back, a response.",
+        "Mistakes and repairs over training, on held-out problems: wrong lines that stand and lines taken back, a response; \
+         of the lines taken back, those that were wrong and are followed by a right one, and those that were right. The last rows are differences, \
+         paired by seed.",
         &[
             "RL",
             "step",
@@ -228,10 +330,11 @@ fn habits(seeds: &[Value]) -> Table {
             "repairs",
             "repaired well",
             "taken back for nothing",
-            "operations a line",
+            "steps a line",
         ],
     );
-    for (part, label) in [("rl-prime", "PRIME"), ("rl-outcome-only", "outcome-only")] {
+    let courses = [("prm-online/habits", "PRIME"), ("rl-outcome-only", "outcome-only")];
+    for (part, label) in courses {
         let count = seeds.first().and_then(|seed| at(seed, &format!("/{part}"))?.as_array());
         for place in 0..count.map_or(0, Vec::len) {
             let cell = |path: &str| over_seeds(seeds, &format!("/{part}/{place}/{path}"));
@@ -246,6 +349,28 @@ fn habits(seeds: &[Value]) -> Table {
                 share(cell("operations_a_line"), 1.0, 2),
             ]);
         }
+    }
+    let [(prime, _), (other, _)] = courses;
+    let count = seeds.first().and_then(|seed| at(seed, &format!("/{prime}"))?.as_array());
+    for place in 0..count.map_or(0, Vec::len) {
+        let cell = |name: &str| {
+            difference(
+                seeds,
+                &format!("/{prime}/{place}/{name}"),
+                &format!("/{other}/{place}/{name}"),
+            )
+        };
+        let step = over_seeds(seeds, &format!("/{prime}/{place}/step"));
+        table.rows.push(vec![
+            "PRIME - outcome-only".into(),
+            step.map_or_else(String::new, |step| format!("{:.0}", step.mean)),
+            shown(cell("right"), 100.0, 1) + " points",
+            shown(cell("mistakes"), 1.0, 3),
+            shown(cell("repairs"), 1.0, 3),
+            shown(cell("repaired_well"), 100.0, 0) + " points",
+            shown(cell("repaired_for_nothing"), 100.0, 0) + " points",
+            shown(cell("operations_a_line"), 1.0, 2),
+        ]);
     }
     table
 }

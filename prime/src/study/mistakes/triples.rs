@@ -11,8 +11,8 @@ use std::ops::Range;
 use prime_runtime::random::{Generator, Stream};
 use serde::Serialize;
 
-use crate::tasks::arithmetic::{Arithmetic, Chain, Mistake, plant};
-use crate::tasks::{Split, Task};
+use crate::tasks::Split;
+use crate::tasks::worked::{Mistake, Spoilt, Worked};
 
 /// What a piece of a version is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -119,27 +119,26 @@ pub struct Triple {
 
 /// Triples of held-out problems, the kinds in turn, so that each has as many; problems that give no occasion for a kind are passed over.
 /// Which mistake is made where depends on the seed and the problem alone.
-pub fn triples(task: &Arithmetic, highest: u32, count: usize, seed: u64) -> Vec<Triple> {
+pub fn triples(task: &dyn Worked, count: usize, seed: u64) -> Vec<Triple> {
+    let kinds = task.mistakes();
     let mut found = Vec::with_capacity(count);
-    // Enough to find a carry in: about one problem in three has one.
+    // Enough to find a carry of `arithmetic` in: about one problem in three has one.
     for index in 0..(count as u64) * 50 {
         if found.len() == count {
             break;
         }
-        let mistake = Mistake::ALL[found.len() % Mistake::ALL.len()];
+        let mistake = kinds[found.len() % kinds.len()];
         let Some(problem) = task.problem(Split::HeldOut, index) else { break };
-        let chain = problem.prompt.strip_suffix(':').and_then(Chain::parse);
-        let Some(chain) = chain else { continue };
         let mut random = Generator::new(seed, Stream::Tasks, (1 << 48) + index);
-        if let Some(versions) = versions(&chain, mistake, highest, &mut random) {
-            let (line, clean, wrong, repaired) = versions;
+        if let Some(spoilt) = task.spoil(&problem.prompt, mistake, &mut random) {
+            let [clean, wrong, repaired] = versions(&spoilt);
             found.push(Triple {
                 problem: index,
                 prompt: problem.prompt,
                 answer: problem.answer,
                 mistake,
-                line,
-                lines: chain.operations.len(),
+                line: spoilt.place,
+                lines: spoilt.right.len(),
                 clean,
                 wrong,
                 repaired,
@@ -149,111 +148,78 @@ pub fn triples(task: &Arithmetic, highest: u32, count: usize, seed: u64) -> Vec<
     found
 }
 
-/// A mistake in one line of a chain's work, at the first of the lines in random order that gives occasion for it and from which work goes
-/// on, within the range of values, to a wrong answer.
-fn versions(
-    chain: &Chain,
-    mistake: Mistake,
-    highest: u32,
-    random: &mut Generator,
-) -> Option<(usize, Version, Version, Version)> {
-    let clean_lines = lines_from(chain.first, chain, 0, highest)?;
-    let mut places: Vec<usize> = (0..chain.operations.len()).collect();
-    random.shuffle(&mut places);
-    for place in places {
-        let before = Chain { first: chain.first, operations: chain.operations[..place].to_vec() };
-        let part = Chain { first: before.value(), operations: vec![chain.operations[place]] };
-        let Some(planted) = plant(&part, mistake, place == 0, highest, random) else { continue };
-        let Some(wrong_rest) = lines_from(planted.result, chain, place + 1, highest) else {
-            continue;
-        };
-        let answer = |lines: &[String], from: u32| {
-            let last = lines.last().and_then(|line| line.split('=').nth(1)).map(str::to_owned);
-            last.unwrap_or_else(|| from.to_string())
-        };
-        let right = answer(&clean_lines, chain.first);
-        let wrong_answer = answer(&wrong_rest, planted.result);
-        if right == wrong_answer {
-            continue;
-        }
-        let (done, line, rest) =
-            (&clean_lines[..place], &clean_lines[place], &clean_lines[place + 1..]);
-        let finish = |mut version: Version, rest: &[String], answer: &str| {
-            version.push_lines(Role::Rest, rest);
-            version.push(Role::Answer, &format!("#{answer}"));
-            version
-        };
-        let mut start = Version::default();
-        start.push_lines(Role::Before, done);
-        let (mut clean, mut wrong, mut repaired) = (start.clone(), start.clone(), start);
-        let plain = [Role::Left, Role::Right, Role::LineRest];
-        let spoilt = [Role::Left, Role::Mistake, Role::LineRest];
-        let redone = [Role::RedoneLeft, Role::Corrected, Role::RedoneRest];
-        clean.push_line(plain, line, &planted.right, ";");
-        wrong.push_line(spoilt, &planted.text, &planted.wrong, ";");
-        repaired.push_line(spoilt, &planted.text, &planted.wrong, "!");
-        repaired.push_line(redone, line, &planted.right, ";");
-        return Some((
-            place,
-            finish(clean, rest, &right),
-            finish(wrong, &wrong_rest, &wrong_answer),
-            finish(repaired, rest, &right),
-        ));
+/// The three texts: clean, with the mistake carried on, and with it taken back.
+fn versions(spoilt: &Spoilt) -> [Version; 3] {
+    let place = spoilt.place;
+    let (line, spoilt_line) = (&spoilt.right[place], &spoilt.wrong[place]);
+    let mut start = Version::default();
+    start.push_lines(Role::Before, &spoilt.right[..place]);
+    let (mut clean, mut wrong, mut repaired) = (start.clone(), start.clone(), start);
+    let plain = [Role::Left, Role::Right, Role::LineRest];
+    let with_mistake = [Role::Left, Role::Mistake, Role::LineRest];
+    let redone = [Role::RedoneLeft, Role::Corrected, Role::RedoneRest];
+    clean.push_line(plain, line, &spoilt.right_span, ";");
+    wrong.push_line(with_mistake, spoilt_line, &spoilt.wrong_span, ";");
+    repaired.push_line(with_mistake, spoilt_line, &spoilt.wrong_span, "!");
+    repaired.push_line(redone, line, &spoilt.right_span, ";");
+    for (version, lines, answer) in [
+        (&mut clean, &spoilt.right, &spoilt.right_answer),
+        (&mut wrong, &spoilt.wrong, &spoilt.wrong_answer),
+        (&mut repaired, &spoilt.right, &spoilt.right_answer),
+    ] {
+        version.push_lines(Role::Rest, &lines[place + 1..]);
+        version.push(Role::Answer, &format!("#{answer}"));
     }
-    None
-}
-
-/// The lines of one operation each from a value on; none when a value leaves the range.
-fn lines_from(value: u32, chain: &Chain, place: usize, highest: u32) -> Option<Vec<String>> {
-    let mut value = value;
-    let mut lines = Vec::new();
-    for &operation in &chain.operations[place..] {
-        let part = Chain { first: value, operations: vec![operation] };
-        value = part.checked_value(highest)?;
-        lines.push(format!("{part}={value}"));
-    }
-    Some(lines)
+    [clean, wrong, repaired]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tasks::arithmetic::{ArithmeticSettings, check_work};
+    use crate::tasks::arithmetic::{Arithmetic, ArithmeticSettings};
+    use crate::tasks::columns::{Columns, ColumnsSettings};
 
-    fn some() -> Vec<Triple> {
+    fn tasks() -> [Box<dyn Worked>; 2] {
         let settings = ArithmeticSettings { min_operations: 3, ..ArithmeticSettings::default() };
-        let highest = settings.highest;
-        triples(&Arithmetic::new(settings, 1).unwrap(), highest, 200, 1)
+        [
+            Box::new(Arithmetic::new(settings, 1).unwrap()),
+            Box::new(Columns::new(ColumnsSettings::default(), 1).unwrap()),
+        ]
     }
 
     #[test]
     fn a_triple_differs_in_one_planted_mistake_and_its_repair() {
-        let triples = some();
-        assert_eq!(triples.len(), 200);
-        for triple in &triples {
-            let work = |version: &Version| check_work(&triple.prompt, &version.text).unwrap();
-            let (clean, wrong, repaired) =
-                (work(&triple.clean), work(&triple.wrong), work(&triple.repaired));
-            assert!(clean.valid() && repaired.valid(), "{triple:?}");
-            assert_eq!(clean.answer.as_deref(), Some(&*triple.answer));
-            assert_eq!(repaired.answer.as_deref(), Some(&*triple.answer));
-            assert!(wrong.complete && !wrong.valid(), "{triple:?}");
-            assert_ne!(wrong.answer.as_deref(), Some(&*triple.answer));
-            // One line alone is not right, and it is the one that was named.
-            for (place, line) in wrong.lines.iter().enumerate() {
-                assert_eq!(line.right(), place != triple.line, "{triple:?}");
+        for task in tasks() {
+            let count = 60 * task.mistakes().len();
+            let triples = triples(&*task, count, 1);
+            assert_eq!(triples.len(), count);
+            for triple in &triples {
+                let work = |version: &Version| task.check(&triple.prompt, &version.text).unwrap();
+                let (clean, wrong, repaired) =
+                    (work(&triple.clean), work(&triple.wrong), work(&triple.repaired));
+                assert!(clean.valid() && repaired.valid(), "{triple:?}");
+                assert_eq!(clean.answer.as_deref(), Some(&*triple.answer));
+                assert_eq!(repaired.answer.as_deref(), Some(&*triple.answer));
+                assert!(wrong.complete && !wrong.valid(), "{triple:?}");
+                assert_ne!(wrong.answer.as_deref(), Some(&*triple.answer));
+                // One line alone is not right, and it is the one that was named.
+                for (place, line) in wrong.lines.iter().enumerate() {
+                    assert_eq!(line.right(), place != triple.line, "{triple:?}");
+                }
+                assert_eq!(repaired.lines.len(), clean.lines.len() + 1);
+                let taken_back = &repaired.lines[triple.line];
+                assert!(taken_back.cancelled && !taken_back.right());
             }
-            assert_eq!(repaired.lines.len(), clean.lines.len() + 1);
-            assert!(repaired.lines[triple.line].cancelled && !repaired.lines[triple.line].right());
-        }
-        for mistake in Mistake::ALL {
-            assert_eq!(triples.iter().filter(|triple| triple.mistake == mistake).count(), 50);
+            for &mistake in task.mistakes() {
+                let of_kind = triples.iter().filter(|triple| triple.mistake == mistake).count();
+                assert_eq!(of_kind, 60);
+            }
         }
     }
 
     #[test]
     fn pieces_cover_a_version_without_gaps_and_the_matched_ones_say_what_they_are() {
-        for triple in some() {
+        for triple in tasks().iter().flat_map(|task| triples(&**task, 120, 1)) {
             for version in [&triple.clean, &triple.wrong, &triple.repaired] {
                 let mut at = 0;
                 for part in &version.parts {

@@ -203,8 +203,7 @@ mod tests {
 
     fn some() -> Vec<Triple> {
         let settings = ArithmeticSettings { min_operations: 3, ..ArithmeticSettings::default() };
-        let highest = settings.highest;
-        triples(&Arithmetic::new(settings, 1).unwrap(), highest, 40, 1)
+        triples(&Arithmetic::new(settings, 1).unwrap(), 40, 1)
     }
 
     #[test]
@@ -249,6 +248,8 @@ mod tests {
                     let mut repaired = lines(triple.line + 1, v.repaired - v.marked);
                     repaired.roles.insert("mark".into(), scale * (v.marked - v.wrong));
                     TripleSums {
+                        departs: 0,
+                        planted: 0..0,
                         clean: lines(triple.line, v.clean - v.before),
                         wrong: lines(triple.line, v.wrong - v.before),
                         repaired,

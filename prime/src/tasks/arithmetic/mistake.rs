@@ -1,56 +1,11 @@
 //! Mistakes of named kinds, planted in a line of work.
 
-use std::fmt;
 use std::ops::Range;
 
 use prime_runtime::random::Generator;
-use serde::{Deserialize, Serialize};
 
 use super::chain::{Chain, Operator};
-
-/// What goes wrong in a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mistake {
-    /// Another result, at most 3 away: `9-8=2`.
-    WrongResult,
-    /// A result that is 10 off, as after a carry that was lost: `5+9=4`.
-    WrongCarry,
-    /// Another value than the line before reached, and the right result of that: `1*5=5;6+9=15`.
-    WrongCopy,
-    /// Another operator, and the right result of that: `14+3=17` for `14-3`.
-    WrongOperation,
-}
-
-impl Mistake {
-    /// All kinds.
-    pub const ALL: [Mistake; 4] =
-        [Mistake::WrongResult, Mistake::WrongCarry, Mistake::WrongCopy, Mistake::WrongOperation];
-}
-
-impl fmt::Display for Mistake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Mistake::WrongResult => "wrong result",
-            Mistake::WrongCarry => "wrong carry",
-            Mistake::WrongCopy => "wrong copy",
-            Mistake::WrongOperation => "wrong operation",
-        })
-    }
-}
-
-/// A line with a mistake in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Planted {
-    /// The line, without what ends it.
-    pub text: String,
-    /// The result that it states.
-    pub result: u32,
-    /// Where in the line the wrong characters are.
-    pub wrong: Range<usize>,
-    /// Where the right ones are in the line without the mistake.
-    pub right: Range<usize>,
-}
+use crate::tasks::worked::{Mistake, Planted, Spoilt, near_miss};
 
 /// Makes a mistake of a kind in the line of `part`, a value and the operations that the line does to it. All values stay within 0 to
 /// `highest`. `None` where the line gives no occasion for that kind: a carry that is not there, a copy of a first number of the prompt
@@ -116,12 +71,46 @@ pub fn plant(
     }
 }
 
-/// Another value at most 3 away.
-pub(super) fn near_miss(right: u32, highest: u32, random: &mut Generator) -> u32 {
-    let misses: Vec<u32> = (right.saturating_sub(3)..=(right + 3).min(highest))
-        .filter(|&value| value != right)
-        .collect();
-    misses[random.below(misses.len() as u32) as usize]
+/// A mistake in one line of a chain's work, carried on within the range of values to a wrong answer (see
+/// [`crate::tasks::worked::Worked::spoil`]).
+pub(super) fn spoil(
+    chain: &Chain,
+    mistake: Mistake,
+    highest: u32,
+    random: &mut Generator,
+) -> Option<Spoilt> {
+    let (right, right_value) = lines_from(chain.first, chain, 0, highest)?;
+    let mut places: Vec<usize> = (0..chain.operations.len()).collect();
+    random.shuffle(&mut places);
+    places.into_iter().find_map(|place| {
+        let before = Chain { first: chain.first, operations: chain.operations[..place].to_vec() };
+        let part = Chain { first: before.value(), operations: vec![chain.operations[place]] };
+        let planted = plant(&part, mistake, place == 0, highest, random)?;
+        let (rest, wrong_value) = lines_from(planted.result, chain, place + 1, highest)?;
+        let mut wrong = right[..place].to_vec();
+        wrong.push(planted.text);
+        wrong.extend(rest);
+        (wrong_value != right_value).then(|| Spoilt {
+            place,
+            right: right.clone(),
+            wrong,
+            right_span: planted.right,
+            wrong_span: planted.wrong,
+            right_answer: right_value.to_string(),
+            wrong_answer: wrong_value.to_string(),
+        })
+    })
+}
+
+/// The lines of one operation each from a value on, and what they come to; none when a value leaves the range.
+fn lines_from(value: u32, chain: &Chain, place: usize, highest: u32) -> Option<(Vec<String>, u32)> {
+    let (mut lines, mut value) = (Vec::new(), value);
+    for &operation in &chain.operations[place..] {
+        let part = Chain { first: value, operations: vec![operation] };
+        value = part.checked_value(highest)?;
+        lines.push(format!("{part}={value}"));
+    }
+    Some((lines, value))
 }
 
 #[cfg(test)]

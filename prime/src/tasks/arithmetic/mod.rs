@@ -21,9 +21,10 @@ use prime_runtime::random::Generator;
 use serde::{Deserialize, Serialize};
 
 pub use chain::{Chain, Operation, Operator};
-pub use mistake::{Mistake, Planted, plant};
-pub use work::{Line, Work, check_work};
+pub use mistake::plant;
+pub use work::check_work;
 
+use super::worked::{Mistake, Slips, Spoilt, Work, Worked, near_miss};
 use super::{Problem, Split, Task, generated};
 use crate::graders::{self, Grade, Grader};
 
@@ -49,16 +50,6 @@ pub struct ArithmeticSettings {
     pub repair_success: f32,
     /// One prompt in so many is held out.
     pub held_out_one_in: u32,
-}
-
-/// What slips demonstrations hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Slips {
-    /// Wrong results.
-    Result,
-    /// Mistakes of every kind of [`Mistake`], as the line gives occasion.
-    All,
 }
 
 impl Default for ArithmeticSettings {
@@ -165,7 +156,7 @@ impl Arithmetic {
                 return planted.text;
             }
         }
-        format!("{part}={}", mistake::near_miss(part.value(), highest, random))
+        format!("{part}={}", near_miss(part.value(), highest, random))
     }
 
     /// The result that a repair states: the right one, or another from which the rest of the chain can go on.
@@ -194,9 +185,28 @@ fn prompt(chain: &Chain) -> String {
     format!("{chain}:")
 }
 
+impl Worked for Arithmetic {
+    fn mistakes(&self) -> &'static [Mistake] {
+        &Mistake::ALL
+    }
+
+    fn spoil(&self, prompt: &str, mistake: Mistake, random: &mut Generator) -> Option<Spoilt> {
+        let chain = Chain::parse(prompt.strip_suffix(':')?)?;
+        mistake::spoil(&chain, mistake, self.settings.highest, random)
+    }
+
+    fn check(&self, prompt: &str, response: &str) -> Option<Work> {
+        check_work(prompt, response)
+    }
+}
+
 impl Task for Arithmetic {
     fn name(&self) -> &str {
         "arithmetic"
+    }
+
+    fn worked(&self) -> Option<&dyn Worked> {
+        Some(self)
     }
 
     fn len(&self, _split: Split) -> Option<u64> {

@@ -1,69 +1,18 @@
 //! Checking the written work of a response, line by line.
 
-use std::ops::Range;
-
 use super::chain::Chain;
 use crate::graders::expression::evaluate;
 use crate::graders::number::Rational;
-
-/// One written line, `14-3+8=19`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// Its place in the response in bytes, without the `;` or `!` after it.
-    pub span: Range<usize>,
-    /// The place of its result, the text after `=`; empty when there is none.
-    pub result: Range<usize>,
-    /// How many operations it does; 0 when its left side is no expression.
-    pub operations: usize,
-    /// Whether its left side is the chain's next operations on the value reached so far, as the response states that
-    /// value: after a wrong result, a line that goes on from it follows.
-    pub follows: bool,
-    /// Whether its result is the value of its left side.
-    pub correct: bool,
-    /// Whether a `!` after it takes it back.
-    pub cancelled: bool,
-}
-
-impl Line {
-    /// Whether the line does the next operations and does them right.
-    pub fn right(&self) -> bool {
-        self.follows && self.correct
-    }
-}
-
-/// The work of a response.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Work {
-    /// The lines before the answer, in order.
-    pub lines: Vec<Line>,
-    /// What follows the last `#`.
-    pub answer: Option<String>,
-    /// Whether the lines that stand do all of the chain's operations and the answer is the result of the last one.
-    pub complete: bool,
-}
-
-impl Work {
-    /// Whether all is right: every line that stands, and the answer drawn from them.
-    pub fn valid(&self) -> bool {
-        self.complete && self.lines.iter().all(|line| line.cancelled || line.right())
-    }
-}
+use crate::tasks::worked::{self, Line, Work};
 
 /// Checks a response to a prompt. `None` when the prompt is none of the task's.
 pub fn check_work(prompt: &str, response: &str) -> Option<Work> {
     let chain = Chain::parse(prompt.strip_suffix(':')?)?;
-    let (body, answer) = match response.rsplit_once('#') {
-        Some((body, answer)) => (body, Some(answer.trim().to_owned())),
-        None => (response, None),
-    };
+    let (body, answer) = worked::parts(response);
     let mut lines = Vec::new();
     // The value the response claims to have reached, and how many operations it has done for it.
     let (mut value, mut done) = (chain.first, 0);
-    let mut start = 0;
-    for piece in body.split_inclusive([';', '!']) {
-        let text = piece.trim_end_matches([';', '!']);
-        let span = start..start + text.len();
-        start += piece.len();
+    for (span, text, cancelled) in worked::lines(body) {
         let (left, result) = text.split_once('=').unwrap_or((text, ""));
         let evaluated = evaluate(left);
         let operations = evaluated.as_ref().map_or(0, |found| found.operations);
@@ -78,7 +27,7 @@ pub fn check_work(prompt: &str, response: &str) -> Option<Work> {
                 (Some(found), Some(stated)) => found.value == Rational::integer(i64::from(stated)),
                 _ => false,
             },
-            cancelled: piece.ends_with('!'),
+            cancelled,
             span,
         };
         if !line.cancelled
