@@ -329,7 +329,36 @@ pub(super) fn tables(seeds: &[SeedCourses], findings: &[Finding]) -> Vec<Table> 
         let row = vec![phase.to_string(), of(|seed| &seed.prime), of(|seed| &seed.outcome_only)];
         phases.rows.push(row);
     }
-    vec![main, phases]
+    vec![main, phases, over_steps(seeds)]
+}
+
+/// Held-out accuracy at the steps at which both loops of every seed were evaluated.
+fn over_steps(seeds: &[SeedCourses]) -> Table {
+    let mut table = Table::new(
+        "Held-out accuracy over the policy's steps, in percent; the difference is paired by seed.",
+        &["step", "PRIME", "outcome-only", "PRIME - outcome-only"],
+    );
+    let steps = seeds.first().map_or(&[][..], |seed| &seed.prime.evaluations);
+    for step in steps.iter().map(|evaluation| evaluation.step) {
+        let pairs: Option<Vec<(f64, f64)>> = seeds
+            .iter()
+            .map(|seed| {
+                let at = |course: &Course| Some(course.evaluation(step)?.accuracy);
+                at(&seed.prime).zip(at(&seed.outcome_only))
+            })
+            .collect();
+        let Some(pairs) = pairs else { continue };
+        let over = |value: fn(&(f64, f64)) -> f64| {
+            OverRuns::of(&pairs.iter().map(value).collect::<Vec<_>>())
+        };
+        table.rows.push(vec![
+            step.to_string(),
+            share(over(|pair| pair.0), 100.0, 1),
+            share(over(|pair| pair.1), 100.0, 1),
+            shown(over(|pair| pair.0 - pair.1), 100.0, 1),
+        ]);
+    }
+    table
 }
 
 #[cfg(test)]
@@ -392,6 +421,17 @@ mod tests {
         assert!((lead - 5.0).abs() < 1e-9);
         assert!((finding(&found, "PRIME's steps to") - 100.0 * 23.0 / 40.0).abs() < 1e-9);
         assert!((finding(&found, "a PRIME step over") - 100.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn held_out_accuracy_is_compared_where_both_were_evaluated() {
+        let seed = SeedCourses::of(&lines(&[0.5; 20], &[0.5; 24]), 1).unwrap();
+        let table = over_steps(&[seed]);
+        let cells = |row: [&str; 4]| row.map(str::to_owned).to_vec();
+        assert_eq!(
+            table.rows,
+            [cells(["0", "50.0", "50.0", "+0.0"]), cells(["20", "90.0", "80.0", "+10.0"])]
+        );
     }
 
     #[test]

@@ -105,7 +105,9 @@ pub(super) fn efficiency(
         name: "held-out.svg",
         text: svg::lines(title, "policy steps", "", &lines),
     });
-    page.section("Over the steps", vec![Block::Plots(plots)]);
+    let mut blocks = vec![Block::Plots(plots)];
+    blocks.extend(table_block(&tables[2]));
+    page.section("Over the steps", blocks);
     page.section("Time", table_block(&tables[1]).into());
     closing(&mut page, config, found)?;
     Ok((page, pictures))
