@@ -9,7 +9,7 @@ use super::svg::{self, Line};
 use super::table::{Table, at, over_seeds};
 use crate::config::Config;
 use crate::report::curves::{Points, join};
-use crate::report::page::{self, Bars, Block, Page, Plots};
+use crate::report::page::{self, Bar, Bars, Block, Page, Plots};
 use crate::report::tokens::{Answer, Group, Tokens};
 
 /// A picture to be kept as a file of its own.
@@ -139,8 +139,7 @@ pub(super) fn mistakes(
         .first()
         .and_then(|seed| at(seed, "/prm-ce/checkpoints")?.as_array())
         .map_or(0, |list| list.len().saturating_sub(1));
-    let names = mistakes::rewards::ROWS;
-    let bars = names.iter().enumerate().filter_map(|(place, name)| {
+    let bars = mistakes::rewards::ROWS.iter().enumerate().filter_map(|(place, name)| {
         let pointer = format!("/prm-ce/checkpoints/{last}/all/rows/{place}/nats/mean");
         let value = over_seeds(&seeds, &pointer)?;
         Some((name.to_string(), value.mean, value.low.zip(value.high)))
@@ -150,12 +149,35 @@ pub(super) fn mistakes(
         unit: "nats".into(),
         rows: bars.collect(),
     };
+    let mut pictures = vec![Picture {
+        name: "pieces.svg",
+        text: svg::bars(
+            "What the PRM gives to pieces of a solution",
+            "log(PRM / SFT model), nats; 95 % intervals over seeds",
+            &bars.rows,
+        ),
+    }];
+    let taught: Vec<Bar> = mistakes::TEACHINGS
+        .iter()
+        .filter_map(|teaching| {
+            let path = format!("/taught-{}/checkpoints/{last}", teaching.name);
+            let reward = over_seeds(&seeds, &format!("{path}/all/rows/9/nats/mean"))?;
+            Some((teaching.label.into(), reward.mean, reward.low.zip(reward.high)))
+        })
+        .collect();
+    pictures.push(Picture {
+        name: "teachings.svg",
+        text: svg::bars(
+            "What the PRM gives to a repair, by what SFT taught of repairs",
+            "`!` and line done again, nats; 95 % intervals over seeds",
+            &taught,
+        ),
+    });
     let mut blocks = vec![Block::Bars(bars)];
     blocks.extend(table_block(&tables[0]));
     page.section("The pieces", blocks);
 
     let mut plots = Plots::new(0.0);
-    let mut pictures = Vec::new();
     let charts: [(usize, &str, &str); 3] = [
         (2, "wrong - right characters, nats", "mistake.svg"),
         (9, "whole repair: `!` and line done again, nats", "repair.svg"),

@@ -1,9 +1,10 @@
-//! Small pictures of results for documents: lines with bands, as SVG that follows the reader's light or dark.
+//! Small pictures of results for documents: lines with bands, bars with intervals, as SVG that follows the reader's light or dark.
 
 use std::fmt::Write;
 
 use crate::report::curves::Points;
 use crate::report::encode::html;
+use crate::report::page::Bar;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 320.0;
@@ -43,12 +44,7 @@ pub fn lines(title: &str, x_label: &str, y_label: &str, lines: &[Line<'_>]) -> S
     let down = HEIGHT - above - below;
     let x = |value: f64| left + across * (value - x_low) / (x_high - x_low);
     let y = |value: f64| above + down * (1.0 - (value - y_low) / (y_high - y_low));
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
-         <title>{title}</title>\n<style>text{{fill:#444}}.grid{{stroke:#ccc}}@media (prefers-color-scheme:dark){{text{{fill:#bbb}}.grid{{stroke:#444}}}}</style>\n\
-         <text x=\"{left}\" y=\"18\" font-size=\"14\">{title}</text>\n",
-        title = html(title)
-    );
+    let mut out = opening(title, left, HEIGHT);
     for value in ticks(y_low, y_high) {
         let at = y(value);
         let _ = writeln!(
@@ -115,6 +111,81 @@ pub fn lines(title: &str, x_label: &str, y_label: &str, lines: &[Line<'_>]) -> S
     out + "</svg>\n"
 }
 
+/// The beginning of a picture, its title included.
+fn opening(title: &str, left: f64, height: f64) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
+         <title>{title}</title>\n<style>text{{fill:#444}}.grid{{stroke:#ccc}}.mark{{stroke:#444;stroke-width:1.5}}@media (prefers-color-scheme:dark){{text{{fill:#bbb}}.grid{{stroke:#444}}.mark{{stroke:#bbb}}}}</style>\n\
+         <text x=\"{left}\" y=\"18\" font-size=\"14\">{title}</text>\n",
+        title = html(title)
+    )
+}
+
+/// Height of a bar with the room around it.
+const BAR: f64 = 22.0;
+/// Room for the names of bars.
+const NAMES: f64 = 270.0;
+
+/// A picture of horizontal bars from 0 on.
+pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
+    let ends = bars.iter().flat_map(|(_, value, interval)| {
+        let (low, high) = interval.unwrap_or((*value, *value));
+        [0.0, *value, low, high]
+    });
+    let (low, high) = ends
+        .filter(|value| value.is_finite())
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+    if low >= high || !(low.is_finite() && high.is_finite()) {
+        return String::new();
+    }
+    let [_, right, above, _] = MARGIN;
+    let foot = above + BAR * bars.len() as f64;
+    let x = |value: f64| NAMES + (WIDTH - NAMES - right) * (value - low) / (high - low);
+    let mut out = opening(title, 8.0, foot + 44.0);
+    for value in ticks(low, high) {
+        let _ = writeln!(
+            out,
+            "<line class=\"{}\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{above}\" y2=\"{foot:.1}\"/><text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            if value == 0.0 { "mark" } else { "grid" },
+            foot + 16.0,
+            number(value),
+            at = x(value)
+        );
+    }
+    let _ = writeln!(
+        out,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+        x((low + high) / 2.0),
+        foot + 34.0,
+        html(unit)
+    );
+    for (place, (name, value, interval)) in bars.iter().enumerate() {
+        let top = above + BAR * place as f64;
+        let middle = top + BAR / 2.0;
+        let (from, to) = (x(value.min(0.0)), x(value.max(0.0)));
+        let _ = writeln!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text><rect x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{}\" fill-opacity=\"0.8\"/>",
+            NAMES - 8.0,
+            middle + 4.0,
+            html(name),
+            top + 4.0,
+            to - from,
+            BAR - 8.0,
+            COLORS[usize::from(*value < 0.0)]
+        );
+        if let Some((low, high)) = interval {
+            let _ = writeln!(
+                out,
+                "<line class=\"mark\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{middle:.1}\" y2=\"{middle:.1}\"/>",
+                x(*low),
+                x(*high)
+            );
+        }
+    }
+    out + "</svg>\n"
+}
+
 /// Up to six round numbers within a range.
 fn ticks(low: f64, high: f64) -> Vec<f64> {
     let rough = (high - low) / 5.0;
@@ -148,6 +219,19 @@ mod tests {
             (number(0.6000000000000001), number(-0.0), number(20.0)),
             ("0.6".into(), "0".into(), "20".into())
         );
+    }
+
+    #[test]
+    fn bars_begin_at_zero_and_have_their_intervals() {
+        let made = [("a < b".to_string(), -1.0, Some((-2.0, 0.5))), ("c".to_string(), 2.0, None)];
+        let picture = bars("t", "nats", &made);
+        assert_eq!(picture.matches("<rect").count(), 2);
+        assert!(picture.contains("a &lt; b") && picture.ends_with("</svg>\n"));
+        // From -2 to 2 over the 354 behind the names: 0 is at 447, -1 at 358.5, and each bar ends or begins there.
+        assert!(picture.contains("<rect x=\"358.5\" y=\"38.0\" width=\"88.5\""), "{picture}");
+        assert!(picture.contains("<rect x=\"447.0\" y=\"60.0\" width=\"177.0\""), "{picture}");
+        assert!(picture.contains("x1=\"270.0\" x2=\"491.2\""), "{picture}");
+        assert_eq!(bars("t", "", &[("zero".into(), 0.0, None)]), "");
     }
 
     #[test]
