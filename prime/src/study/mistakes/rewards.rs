@@ -314,7 +314,15 @@ mod tests {
 
     fn of(task: &dyn Worked) -> (Tokenizer, Vec<Triple>) {
         let tokenizer = Tokenizer::characters(task.alphabet().unwrap(), "<pad>", "<eos>").unwrap();
-        (tokenizer, triples(task, 80, 1))
+        let mut triples = triples(task, 80, 1);
+        // A carry lost from 11 leaves 1, which goes wrong with what follows it: not here, where a mark is to lie within the mistake.
+        triples.retain(|triple| {
+            let pairs = triple.wrong.text.bytes().zip(triple.clean.text.bytes());
+            let alike = pairs.take_while(|(wrong, clean)| wrong == clean).count();
+            triple.wrong.spans(Role::Mistake).any(|span| span.contains(&alike))
+        });
+        assert!(triples.len() > 70);
+        (tokenizer, triples)
     }
 
     fn some() -> (Tokenizer, Vec<Triple>) {
