@@ -34,7 +34,7 @@ use crate::score::Scorer;
 use crate::setup;
 use crate::step::rollout::Stop;
 use crate::tasks::worked::Worked;
-use crate::tasks::{NAMES, Split, TaskSettings};
+use crate::tasks::{NAMES, Split, Task, TaskSettings};
 use crate::trainer::{Model, Trainer};
 pub(super) use summary::tables;
 use triples::Triple;
@@ -131,6 +131,7 @@ const FEWER: usize = 4;
 /// # Errors
 /// When a part fails, or the configuration is of a task without planted mistakes.
 pub fn run(config: &Config, folder: &Path) -> Result<Option<Value>> {
+    worked(&*setup::task(config)?)?;
     prime_kernels::numerics::choose(config.numerics());
     let mut seeds = Vec::new();
     for index in 0..config.study.seeds {
@@ -152,16 +153,16 @@ fn with(config: &Config, seed: u64, set: &[&str], of_task: &[String]) -> Result<
     Config::load_over(&config.to_toml()?, &[], &more)
 }
 
-/// The study's task.
-fn worked(prompts: &Prompts) -> Result<&dyn Worked> {
-    prompts.task().worked().with_context(|| {
+/// The study's task, if it is one that can be spoilt.
+fn worked(task: &dyn Task) -> Result<&dyn Worked> {
+    task.worked().with_context(|| {
         let worked = NAMES.iter().copied().filter(|name| {
             let task = TaskSettings::by_name(name).and_then(|settings| settings.build(0));
             task.is_ok_and(|task| task.worked().is_some())
         });
         format!(
             "study mistakes plants mistakes in worked solutions, which the task {} has none of that it can check: set task.name to one of {}",
-            prompts.task().name(),
+            task.name(),
             worked.collect::<Vec<_>>().join(", ")
         )
     })
@@ -204,7 +205,7 @@ fn run_seed(config: &Config, folder: &Path, seed: u64) -> Result<Option<Value>> 
         .with_context(|| format!("cannot create {}", folder.display()))?;
     let plain = with(config, seed, &[], &[])?;
     let prompts = setup::prompts(&plain, None)?;
-    let triples = triples::triples(worked(&prompts)?, config.study.triples, seed);
+    let triples = triples::triples(worked(prompts.task())?, config.study.triples, seed);
     ensure!(
         triples.len() >= 8,
         "only {} held-out problems give occasion for a mistake: longer ones do, such as task.arithmetic.min_operations=3",
@@ -315,7 +316,7 @@ impl Seed<'_> {
             grading: self.config.grader.clone(),
         };
         let (graded, _) = evaluate::evaluate(generator, &self.prompts, stop, &settings, |_| ())?;
-        let task = worked(&self.prompts)?;
+        let task = worked(self.prompts.task())?;
         let mut samples = Vec::new();
         for problem in graded {
             let prompt = self.prompts.task().problem(Split::HeldOut, problem.index);
@@ -341,7 +342,7 @@ impl Seed<'_> {
         let (mut generator, stop) = self.generator(start)?;
         let samples = self.samples(&mut generator, &stop)?;
         drop(generator);
-        let kinds = worked(&self.prompts)?.mistakes();
+        let kinds = worked(self.prompts.task())?.mistakes();
         let tokenizer = self.prompts.tokenizer();
         let mut scorer = Scorer::new(start.duplicate()?)?;
         let reference = rewards::log_probs(&mut scorer, tokenizer, &self.triples)?;
@@ -425,7 +426,8 @@ impl Seed<'_> {
     /// One triple of each kind of mistake, token by token.
     fn examples(&self, prm: &[Vec<f32>], reference: &[Vec<f32>]) -> Result<Vec<Value>> {
         let tokenizer = self.prompts.tokenizer();
-        let shown = self.triples.iter().enumerate().take(worked(&self.prompts)?.mistakes().len());
+        let shown =
+            self.triples.iter().enumerate().take(worked(self.prompts.task())?.mistakes().len());
         shown
             .map(|(i, triple)| {
                 let mut versions = Vec::new();
