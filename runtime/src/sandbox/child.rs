@@ -120,7 +120,8 @@ fn attempt(prepared: &mut Prepared) -> Step {
             done("leaving the user", libc::syscall(libc::SYS_setresuid, user, user, user))?;
         }
     }
-    if matches!(prepared.user, User::Mapped { .. }) {
+    // Of another user nothing is left to give up.
+    if prepared.filter.is_some() && !matches!(prepared.user, User::Become(_)) {
         drop_capabilities()?;
     }
     // SAFETY: plain system calls without pointers.
@@ -294,7 +295,7 @@ fn limit(limits: &Limits, own_user: bool) -> Step {
     Ok(())
 }
 
-/// Leaves every privilege in the namespace of users, so that nothing there can be changed any more.
+/// Leaves every privilege, be it of a namespace of users alone, so that nothing can be changed any more; what is executed gains none again.
 fn drop_capabilities() -> Step {
     #[repr(C)]
     struct Header {

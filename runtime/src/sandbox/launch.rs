@@ -154,7 +154,7 @@ fn user_and_flags(mode: Mode) -> Outcome<(User, c_int)> {
     if mode == Mode::Limits {
         return Ok((User::Same, flags));
     }
-    if user == 0 {
+    if user == 0 && may_become_others() {
         // Two programs at a time are two users: neither can reach the other, and each has its own count of threads.
         let next = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id());
         return Ok((User::Become(FIRST_USER + next % USERS), flags));
@@ -164,6 +164,29 @@ fn user_and_flags(mode: Mode) -> Outcome<(User, c_int)> {
     }
     let map = |id: u32| c_string(format!("{id} {id} 1\n").as_bytes());
     Ok((User::Mapped { users: map(user)?, groups: map(group)? }, flags | libc::CLONE_NEWUSER))
+}
+
+/// Whether root here is one that may become any user of the range: in a container root may lack the privileges, and in a namespace of users
+/// there may be no other.
+fn may_become_others() -> bool {
+    const NEEDED: u64 = 1 << 6 | 1 << 7 | 1 << 21; // CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}"));
+    let Ok(status) = read("status") else { return false };
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    if effective.unwrap_or(0) & NEEDED != NEEDED {
+        return false;
+    }
+    let maps_all = |text: String| {
+        text.lines().any(|line| {
+            let numbers: Vec<u64> =
+                line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+            let [first, _, count] = numbers[..] else { return false };
+            first <= u64::from(FIRST_USER) && u64::from(FIRST_USER + USERS) <= first + count
+        })
+    };
+    let maps = ["uid_map", "gid_map"].iter().all(|name| read(name).is_ok_and(maps_all));
+    maps && read("setgroups").is_ok_and(|answer| answer.trim() == "allow")
 }
 
 /// The folders that a program sees, as they are: links followed, and each once.

@@ -8,7 +8,7 @@
 //!   whoever started the program keeps. They are always there.
 //! - **A filter of system calls** (seccomp): those that computing needs are allowed, all others refused, by a list of what is allowed.
 //!   No sockets, no fork, no ptrace, no signals to others, no mounts, no changes of modes or owners.
-//! - **Namespaces**: users or, for root, an unprivileged user of its own; processes, mounts, network, IPC. The root is a new one that
+//! - **Namespaces**: users or, for a root that may become others, an unprivileged user of its own; processes, mounts, network, IPC. The root is a new one that
 //!   holds read-only views of the folders that the program needs, and a `/tmp` in memory.
 //! - **Landlock**: the same folders again, by another mechanism; alone, where namespaces are not to be had, and then nothing at all
 //!   may be written.
