@@ -75,7 +75,12 @@ template <int N, class T> DEVICE void store_words(T *pointer, const Vector<T, N>
 /// N elements in one access: N * sizeof(T) is 2, 4, 8 or 16, and the address a multiple of it.
 template <int N, class T> DEVICE Vector<Value<T>, N> load(Global<T> p) { return prelude::load_words<N>(p.pointer); }
 template <int N, class T> DEVICE Vector<Value<T>, N> load(Shared<T> p) { return prelude::load_words<N>(p.pointer); }
-template <class T, int N> DEVICE void store(Global<T> p, const Vector<T, N> &v) { prelude::store_words<N>(p.pointer, v); }
+template <class T, int N> DEVICE void store(Global<T> p, const Vector<T, N> &v) {
+    using W = typename prelude::Words<N * sizeof(T)>::type;
+    // Named as one instruction: the compiler stores a vector of halves by the pairs that it was put together from (PTX ISA: st.global.wb).
+    if constexpr (sizeof(T) == 2) __stwb(reinterpret_cast<W *>(p.pointer), bit_cast<W>(v));
+    else prelude::store_words<N>(p.pointer, v);
+}
 template <class T, int N> DEVICE void store(Shared<T> p, const Vector<T, N> &v) { prelude::store_words<N>(p.pointer, v); }
 
 /// `load` of memory that nobody writes while the kernel runs: the compiler may move such a load above any store
