@@ -123,7 +123,7 @@ fn a_head_changes_nothing_of_the_log_probabilities_and_both_passes_give_one_valu
             let mut model = Model::new(architecture, Device::Cpu, dtype, Mode::Score);
             let alone = model.values();
             let Model { decoder, weights, pack, activations, .. } = &mut model;
-            decoder.forward(weights, pack, 0.7, activations).unwrap();
+            decoder.forward(&*weights, pack, 0.7, activations).unwrap();
             assert_eq!(activations.values(PICKED).to_f32_vec(), alone);
             let with = activations.log_probs(PICKED).to_f32_vec();
             let plain = Weights::random(decoder.config(), dtype, 3).unwrap();

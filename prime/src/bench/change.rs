@@ -86,7 +86,7 @@ pub fn changes(now: &Results, earlier: &Results) -> Vec<Change> {
 fn apart(new: Spread, old: Spread) -> bool {
     let ratio = new.median / old.median;
     let disjoint = new.low > old.high || new.high < old.low;
-    disjoint && (ratio > 1.0 + LEAST || ratio < 1.0 / (1.0 + LEAST))
+    disjoint && ratio.max(1.0 / ratio) > 1.0 + LEAST
 }
 
 #[cfg(test)]
