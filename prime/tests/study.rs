@@ -51,7 +51,7 @@ fn mistakes_are_studied_in_every_task_that_can_be_spoilt_and_in_parts() {
     let folder = tempfile::tempdir().unwrap();
     let args = [
         &["study", "mistakes", "--quick", "--out", "made", "--set", "task.name=columns"],
-        &TINY[..],
+        &settings()[..],
         &["--set", "study.triples=9", "--set", "study.continuations=2"],
         &["--set", "prm.warmup_batches=1", "--set", "study.conditions=[\"ce\", \"online\"]"],
         &["--set", "study.teachings=[\"few-good\", \"many-bad\"]"],
