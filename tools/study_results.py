@@ -46,8 +46,17 @@ def small(value):
     return value
 
 
+def means(value):
+    """Without the bootstrap's intervals."""
+    if isinstance(value, dict):
+        if set(value) == {"mean", "low", "high"}:
+            return value["mean"]
+        return {key: means(entry) for key, entry in value.items()}
+    return [means(entry) for entry in value] if isinstance(value, list) else value
+
+
 def mistakes(found):
-    """By kind of mistake at the plain PRM's last checkpoint alone; what was taught as the start was is the start's."""
+    """By kind of mistake, and with bootstrap intervals over problems, at last checkpoints alone; what was taught as the start was is the start's."""
     for seed in found["seeds"]:
         for name, part in seed.items():
             if not isinstance(part, dict):
@@ -56,6 +65,10 @@ def mistakes(found):
             for place, checkpoint in enumerate(part["checkpoints"]):
                 if name != "prm-ce" or place != last:
                     checkpoint.pop("by_mistake", None)
+                if place != last:
+                    # The policy's own lines are shown at the last one alone.
+                    checkpoint.pop("own", None)
+                    part["checkpoints"][place] = means(checkpoint)
             if name.startswith("taught-"):
                 if part["checkpoints"] == seed["prm-ce"]["checkpoints"]:
                     part["checkpoints"] = "those of prm-ce"

@@ -162,7 +162,7 @@ pub(super) fn mistakes(
         .filter_map(|teaching| {
             let path = format!("/taught-{}/checkpoints/{last}", teaching.name);
             let reward = over_seeds(&seeds, &format!("{path}/all/rows/9/nats/mean"))?;
-            Some((teaching.label.into(), reward.mean, reward.low.zip(reward.high)))
+            Some((teaching.label.to_string(), reward.mean, reward.low.zip(reward.high)))
         })
         .collect();
     pictures.push(Picture {
@@ -171,6 +171,23 @@ pub(super) fn mistakes(
             "What the PRM gives to a repair, by what SFT taught of repairs",
             "`!` and line done again, nats; 95 % intervals over seeds",
             &taught,
+        ),
+    });
+    let models = mistakes::taught(&seeds);
+    let groups: Vec<(&str, Vec<(f64, f64)>)> = mistakes::TEACHINGS
+        .iter()
+        .enumerate()
+        .map(|(place, teaching)| {
+            let of = models.iter().filter(|model| model.teaching == place);
+            (teaching.name, of.map(|model| (100.0 * model.lead, model.reward)).collect())
+        })
+        .collect();
+    pictures.push(Picture {
+        name: "signs.svg",
+        text: svg::points(
+            "Reward of `!`, nats, by how the policy's own repairs fare",
+            "responses with a repair end right more often than those without, points",
+            &groups,
         ),
     });
     let mut blocks = vec![Block::Bars(bars)];

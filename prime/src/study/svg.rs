@@ -71,9 +71,9 @@ pub fn lines(title: &str, x_label: &str, y_label: &str, lines: &[Line<'_>]) -> S
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n<text transform=\"translate(14 {:.1}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
         left + across / 2.0,
         foot + 32.0,
-        html(x_label),
+        plain(x_label),
         above + down / 2.0,
-        html(y_label)
+        plain(y_label)
     );
     let mut legend = left;
     for (index, line) in lines.iter().enumerate() {
@@ -103,7 +103,7 @@ pub fn lines(title: &str, x_label: &str, y_label: &str, lines: &[Line<'_>]) -> S
             HEIGHT - 16.0,
             legend + 20.0,
             HEIGHT - 10.0,
-            html(line.name)
+            plain(line.name)
         );
         // As wide as the letters of the system's font are on average.
         legend += 44.0 + 6.2 * line.name.chars().count() as f64;
@@ -117,7 +117,7 @@ fn opening(title: &str, left: f64, height: f64) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
          <title>{title}</title>\n<style>text{{fill:#444}}.grid{{stroke:#ccc}}.mark{{stroke:#444;stroke-width:1.5}}@media (prefers-color-scheme:dark){{text{{fill:#bbb}}.grid{{stroke:#444}}.mark{{stroke:#bbb}}}}</style>\n\
          <text x=\"{left}\" y=\"18\" font-size=\"14\">{title}</text>\n",
-        title = html(title)
+        title = plain(title)
     )
 }
 
@@ -125,6 +125,86 @@ fn opening(title: &str, left: f64, height: f64) -> String {
 const BAR: f64 = 22.0;
 /// Room for the names of bars.
 const NAMES: f64 = 270.0;
+
+/// A picture of points in named groups, with lines where either side is 0.
+pub fn points(title: &str, x_label: &str, groups: &[(&str, Vec<(f64, f64)>)]) -> String {
+    let range = |pick: fn(&(f64, f64)) -> f64| {
+        let values = groups.iter().flat_map(|(_, points)| points.iter().map(pick));
+        let (low, high) = values.fold((0.0f64, 0.0f64), |(low, high), v| (low.min(v), high.max(v)));
+        let room = 0.05 * (high - low);
+        (low - room, high + room)
+    };
+    let ((x_low, x_high), (y_low, y_high)) = (range(|point| point.0), range(|point| point.1));
+    // All at one place, or nowhere.
+    if !(x_low < x_high && y_low < y_high && (x_high - x_low + y_high - y_low).is_finite()) {
+        return String::new();
+    }
+    let [left, right, above, below] = MARGIN;
+    let foot = HEIGHT - below;
+    let x = |value: f64| left + (WIDTH - left - right) * (value - x_low) / (x_high - x_low);
+    let y = |value: f64| above + (foot - above) * (1.0 - (value - y_low) / (y_high - y_low));
+    let mut out = opening(title, left, HEIGHT);
+    let class = |value: f64| if value == 0.0 { "mark" } else { "grid" };
+    for value in ticks(y_low, y_high) {
+        let _ = writeln!(
+            out,
+            "<line class=\"{}\" x1=\"{left}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            class(value),
+            WIDTH - right,
+            left - 6.0,
+            y(value) + 4.0,
+            number(value),
+            at = y(value)
+        );
+    }
+    for value in ticks(x_low, x_high) {
+        let _ = writeln!(
+            out,
+            "<line class=\"{}\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{above}\" y2=\"{foot:.1}\"/><text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            class(value),
+            foot + 16.0,
+            number(value),
+            at = x(value)
+        );
+    }
+    let _ = writeln!(
+        out,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+        (left + WIDTH - right) / 2.0,
+        foot + 32.0,
+        plain(x_label)
+    );
+    let mut legend = left;
+    for (index, (name, points)) in
+        groups.iter().enumerate().filter(|(_, group)| !group.1.is_empty())
+    {
+        let color = COLORS[index % COLORS.len()];
+        for point in points {
+            let _ = writeln!(
+                out,
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{color}\" fill-opacity=\"0.8\"/>",
+                x(point.0),
+                y(point.1)
+            );
+        }
+        let _ = writeln!(
+            out,
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{color}\"/><text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            legend + 6.0,
+            HEIGHT - 14.0,
+            legend + 18.0,
+            HEIGHT - 10.0,
+            plain(name)
+        );
+        legend += 44.0 + 6.2 * name.chars().count() as f64;
+    }
+    out + "</svg>\n"
+}
+
+/// A text of a picture, in which no mark-up is read.
+fn plain(text: &str) -> String {
+    html(&text.replace('`', ""))
+}
 
 /// A picture of horizontal bars from 0 on.
 pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
@@ -157,7 +237,7 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
         x((low + high) / 2.0),
         foot + 34.0,
-        html(unit)
+        plain(unit)
     );
     for (place, (name, value, interval)) in bars.iter().enumerate() {
         let top = above + BAR * place as f64;
@@ -168,7 +248,7 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text><rect x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{}\" fill-opacity=\"0.8\"/>",
             NAMES - 8.0,
             middle + 4.0,
-            html(name),
+            plain(name),
             top + 4.0,
             to - from,
             BAR - 8.0,
@@ -222,8 +302,21 @@ mod tests {
     }
 
     #[test]
+    fn points_lie_where_they_are_among_lines_through_zero() {
+        let groups = [("a", vec![(-10.0, -1.0), (10.0, 1.0)]), ("none", vec![])];
+        let picture = points("t", "x", &groups);
+        // Two points and one of the legend; the range is 5 % wider than they are.
+        assert_eq!(picture.matches("<circle").count(), 3);
+        assert_eq!(picture.matches("class=\"mark\"").count(), 2);
+        // 0.05 / 1.1 of 568 across from 56, and of 222 up from 256.
+        assert!(picture.contains("<circle cx=\"81.8\" cy=\"245.9\""), "{picture}");
+        assert!(!picture.contains("none"));
+        assert_eq!(points("t", "", &[("a", vec![(0.0, 0.0)])]), "");
+    }
+
+    #[test]
     fn bars_begin_at_zero_and_have_their_intervals() {
-        let made = [("a < b".to_string(), -1.0, Some((-2.0, 0.5))), ("c".to_string(), 2.0, None)];
+        let made = [("`a` < b".to_string(), -1.0, Some((-2.0, 0.5))), ("c".to_string(), 2.0, None)];
         let picture = bars("t", "nats", &made);
         assert_eq!(picture.matches("<rect").count(), 2);
         assert!(picture.contains("a &lt; b") && picture.ends_with("</svg>\n"));

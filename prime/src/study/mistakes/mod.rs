@@ -36,7 +36,7 @@ use crate::step::rollout::Stop;
 use crate::tasks::worked::Worked;
 use crate::tasks::{NAMES, Split, Task, TaskSettings};
 use crate::trainer::{Model, Trainer};
-pub(super) use summary::tables;
+pub(super) use summary::{tables, taught};
 use triples::Triple;
 
 /// A way to train a PRM.

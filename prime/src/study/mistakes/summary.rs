@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{CONDITIONS, TEACHINGS};
-use crate::study::statistics::OverRuns;
+use crate::study::statistics::{OverRuns, correlation};
 use crate::study::table::{Table, at, over_seeds, share, shown};
 use crate::tasks::worked::Mistake;
 
@@ -258,6 +258,7 @@ fn teachings(seeds: &[Value]) -> Table {
             "repaired > wrong",
         ],
     );
+    table.caption += &goes_with(seeds);
     for teaching in TEACHINGS {
         let part = format!("taught-{}", teaching.name);
         if checkpoints(seeds, &part) == 0 {
@@ -279,6 +280,59 @@ fn teachings(seeds: &[Value]) -> Table {
         ]);
     }
     table
+}
+
+/// A PRM that was trained on the rollouts of a model that was taught so.
+pub struct Taught {
+    /// Its place among [`TEACHINGS`].
+    pub teaching: usize,
+    /// Share of the model's responses with a repair that end right.
+    pub success: f64,
+    /// By how much responses with a repair end right more often than those without.
+    pub lead: f64,
+    /// True change of the chance of success over the `!` behind a planted mistake.
+    pub change: f64,
+    /// What the PRM gives to that `!`, in nats.
+    pub reward: f64,
+}
+
+/// All of a study: a teaching of a seed each.
+pub fn taught(seeds: &[Value]) -> Vec<Taught> {
+    let mut found = Vec::new();
+    for (place, teaching) in TEACHINGS.iter().enumerate() {
+        let part = format!("taught-{}", teaching.name);
+        let last = checkpoints(seeds, &part).saturating_sub(1);
+        found.extend(seeds.iter().filter_map(|seed| {
+            let number =
+                |path: &str| at(seed, &format!("/{part}/checkpoints/{last}/{path}"))?.as_f64();
+            let success = number("own/right_with_repair")?;
+            Some(Taught {
+                teaching: place,
+                success,
+                lead: success - number("own/right_without_repair")?,
+                change: number("agreement/changes/mark")?,
+                reward: number(&format!("all/{}", row(6)))?,
+            })
+        }));
+    }
+    found
+}
+
+/// What the reward of a repair goes with, over the models that were taught.
+fn goes_with(seeds: &[Value]) -> String {
+    let all = taught(seeds);
+    let rewards: Vec<f64> = all.iter().map(|it| it.reward).collect();
+    let with = |value: fn(&Taught) -> f64| {
+        correlation(&all.iter().map(value).collect::<Vec<_>>(), &rewards)
+    };
+    match (with(|it| it.lead), with(|it| it.success), with(|it| it.change)) {
+        (Some(lead), Some(success), Some(change)) if all.len() > 2 => format!(
+            " Over these {} models the reward of `!` correlates {lead:+.2} with how much more often responses with a repair end right than those \
+             without, {success:+.2} with how often they end right, and {change:+.2} with the true change.",
+            all.len()
+        ),
+        _ => String::new(),
+    }
 }
 
 fn own(seeds: &[Value]) -> Table {
