@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the small JSON of docs/results from the result.json of studies.
 
-Numbers are rounded to four digits; examples, values of single prefixes and curves of single steps are left out. Of a configuration, what differs from
+Numbers are rounded to three digits; examples, values of single prefixes and curves of single steps are left out. Of a configuration, what differs from
 prime/configs/default.toml is kept.
 
   python3 tools/study_results.py --commit COMMIT --output docs/results/mistakes.json arithmetic=runs/mistakes columns=runs/mistakes-columns
@@ -34,7 +34,7 @@ def changed(config, defaults):
 def small(value):
     """Without what is left out, and with short numbers."""
     if isinstance(value, float):
-        return round(value, 4)
+        return round(value, 3)
     if isinstance(value, list):
         if value and all(isinstance(row, dict) and set(row) == {"name", "nats"} for row in value):
             return {row["name"]: small(row["nats"]) for row in value}
