@@ -49,6 +49,7 @@ macro_rules! operations {
 }
 
 mod arguments;
+pub mod ceiling;
 pub mod device;
 mod math;
 pub mod numerics;

@@ -36,6 +36,18 @@ pub struct Problem {
     pub swiglu: bool,
 }
 
+impl Problem {
+    /// The product that stands for all of about its size: as many rows, rounded up to a power of two, or as many terms where those are the tokens, as of a
+    /// gradient of weights. What is preferred for it is taken where nothing is preferred for the product itself.
+    #[must_use]
+    pub fn class(self) -> Problem {
+        match self.layout {
+            Layout::TN => Problem { k: self.k.next_power_of_two(), ..self },
+            _ => Problem { m: self.m.next_power_of_two(), ..self },
+        }
+    }
+}
+
 /// One way to compute a product: a kernel, and the number of parts into which k is cut. Its text names both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variant {
@@ -110,10 +122,11 @@ pub fn prefer(problem: Problem, variant: Option<Variant>) {
     ANY.store(!table.is_empty(), Ordering::Release);
 }
 
-/// The variant that was preferred last for a product.
+/// The variant that was preferred last for a product, or else for its [class](Problem::class).
 pub fn preferred(problem: &Problem) -> Option<Variant> {
     if !ANY.load(Ordering::Acquire) {
         return None;
     }
-    table().read().unwrap_or_else(PoisonError::into_inner).get(problem).copied()
+    let table = table().read().unwrap_or_else(PoisonError::into_inner);
+    table.get(problem).or_else(|| table.get(&problem.class())).copied()
 }

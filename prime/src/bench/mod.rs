@@ -4,11 +4,13 @@
 //! them with [`results::load`] and makes a [`report`]. Older files and those of `tools/peers` are read too.
 
 pub mod change;
+pub mod choose;
 pub mod report;
 pub mod results;
 mod roofline;
 pub mod statistics;
 mod text;
+pub mod tune;
 
 pub use results::{
     Attained, Case, Ceiling, Checked, Contestant, Machine, Results, Skipped, load, save,

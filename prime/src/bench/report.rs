@@ -21,8 +21,24 @@ pub struct Report {
 
 impl Report {
     /// Of files under their names, as [`super::load`] reads them.
+    ///
+    /// Cases that nobody of ours ran, as those of `tools/peers/gpu.py`, go to the same cases of files before, where the device is the same; who ran
+    /// them is marked as of another process.
     pub fn new(files: Vec<(String, Found)>) -> Report {
-        Report { files, earlier: None }
+        let mut merged: Vec<(String, Found)> = Vec::new();
+        for (name, mut found) in files {
+            if let Found::Results(results) = &mut found {
+                for (_, host) in &mut merged {
+                    if let Found::Results(host) = host
+                        && same_machines(results, host)
+                    {
+                        join(host, results);
+                    }
+                }
+            }
+            merged.push((name, found));
+        }
+        Report { files: merged, earlier: None }
     }
 
     /// Compared with earlier results.
@@ -217,6 +233,29 @@ impl Report {
     }
 }
 
+/// Moves those who ran a case of `host`'s in `guest`, where none of ours did, to `host`.
+fn join(host: &mut Results, guest: &mut Results) {
+    guest.cases.retain(|case| {
+        let of_others = case.contestants.iter().all(|contestant| !contestant.ours);
+        let same = |own: &&mut Case| {
+            own.device == case.device
+                && own.operation == case.operation
+                && own.name == case.name
+                && own.dtype == case.dtype
+        };
+        match host.cases.iter_mut().find(same) {
+            Some(own) if of_others => {
+                own.contestants.extend(case.contestants.iter().map(|contestant| Contestant {
+                    name: format!("{}, another process", contestant.name),
+                    ..contestant.clone()
+                }));
+                false
+            }
+            _ => true,
+        }
+    });
+}
+
 fn sentence(change: &Change) -> String {
     let Change { device, operation, title, contestant, ratio, .. } = change;
     format!("{operation} on {device}, {title}, {contestant}: {} times as long", text::three(*ratio))
@@ -290,7 +329,7 @@ fn table(results: &Results, cases: &[&Case]) -> Table {
     ];
     let mut table = Table::new(head, 2);
     for case in cases {
-        for contestant in case.contestants.iter().filter(|contestant| contestant.ours) {
+        for contestant in &case.contestants {
             table.row(row(results, case, contestant));
         }
     }
@@ -301,7 +340,9 @@ fn row(results: &Results, case: &Case, ours: &Contestant) -> [String; 10] {
     let time = spread(&ours.seconds);
     let times = |of: &dyn Fn(super::statistics::Spread) -> String| time.map_or(String::new(), of);
     let roof = case.attained(&results.machines, ours);
-    let (other, lead) = (case.baseline(), case.lead(ours));
+    // Others are rows of their own, with their time alone.
+    let other = case.baseline().filter(|_| ours.ours);
+    let lead = other.and_then(|_| case.lead(ours));
     let absent = || {
         let named = case.absent.iter().map(|(name, _)| format!("{name}: absent"));
         named.collect::<Vec<_>>().join(", ")
@@ -316,7 +357,11 @@ fn row(results: &Results, case: &Case, ours: &Contestant) -> [String; 10] {
             let bound = if roof.by_memory { "memory" } else { "arithmetic" };
             format!("{} of {bound}", text::percent(roof.fraction))
         }),
-        other.map_or_else(absent, |other| other.name.clone()),
+        match (other, ours.ours) {
+            (Some(other), _) => other.name.clone(),
+            (None, true) => absent(),
+            (None, false) => String::new(),
+        },
         lead.map_or(String::new(), |lead| text::three(lead.median)),
         lead.map_or(String::new(), |lead| {
             format!("{} to {}", text::three(lead.low), text::three(lead.high))
@@ -396,6 +441,29 @@ mod tests {
             text.contains("| NT 64x64x64, f32 | prime | 1.00 ms | 1.00 ms to 1.60 ms | 524 MFLOP/s | 50.0 % of arithmetic | library | 2.00 | 1.40 to 2.00 |"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_others_did_in_another_process_stands_beside_ours() {
+        let own = results("m", &[1e-3; 3], &[]);
+        let mut peers = results("m", &[3e-3; 3], &[]);
+        peers.cases[0].contestants[0] = Contestant {
+            name: "PyTorch".into(),
+            ours: false,
+            ..peers.cases[0].contestants[0].clone()
+        };
+        let file = |results: &Results| Found::Results(Box::new(results.clone()));
+        let report = |files: Vec<Found>| {
+            Report::new(files.into_iter().map(|found| ("x".to_owned(), found)).collect())
+                .to_markdown()
+        };
+        let text = report(vec![file(&own), file(&peers)]);
+        assert!(text.contains("| PyTorch, another process | 3.00 |"), "{text}");
+        assert_eq!(text.matches("## matmul on cpu").count(), 1);
+        let mut elsewhere = peers.clone();
+        elsewhere.machines[0].name = "another".into();
+        let text = report(vec![file(&own), file(&elsewhere)]);
+        assert!(!text.contains("another process") && text.matches("## matmul on cpu").count() == 2);
     }
 
     #[test]

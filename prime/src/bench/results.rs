@@ -232,9 +232,27 @@ pub fn load(path: &Path) -> Result<Found> {
 /// # Errors
 /// When it cannot be written.
 pub fn save(path: &Path, results: &Results) -> Result<()> {
-    let text = serde_json::to_string_pretty(results)? + "\n";
-    checkpoint::atomic_write(path, text.as_bytes())
+    checkpoint::atomic_write(path, text(results)?.as_bytes())
         .with_context(|| format!("the results cannot be written to {}", path.display()))
+}
+
+/// The file's text: a line an entry of each list, so that two files can be compared line by line.
+fn text(results: &Results) -> Result<String> {
+    let Value::Object(fields) = serde_json::to_value(results)? else {
+        bail!("results are an object")
+    };
+    let mut lines = Vec::new();
+    for (name, value) in &fields {
+        let value = match value.as_array() {
+            Some(entries) if !entries.is_empty() => {
+                let entries: Vec<String> = entries.iter().map(Value::to_string).collect();
+                format!("[\n  {}\n ]", entries.join(",\n  "))
+            }
+            _ => value.to_string(),
+        };
+        lines.push(format!(" {}: {value}", Value::from(name.as_str())));
+    }
+    Ok(format!("{{\n{}\n}}\n", lines.join(",\n")))
 }
 
 /// The form of `tools/peers/compare.py`: rates of ours and of the peer's by comparison.
@@ -377,6 +395,18 @@ mod tests {
         assert!(error(r#"{"format": 9}"#).unwrap().contains("reads format 1"));
         assert!(error(r#"{"format": 1}"#).unwrap().contains("not a whole file"));
         assert_eq!(error(r#"{"what": "something"}"#), None);
+    }
+
+    #[test]
+    fn a_file_holds_what_was_saved_a_line_a_case() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        let results = super::super::change::tests::results("m", &[1.5, 2.5], &[3.0, 4.0]);
+        save(&path, &results).unwrap();
+        let Found::Results(found) = load(&path).unwrap() else { panic!("it is of this form") };
+        assert_eq!(serde_json::to_value(&*found).unwrap(), serde_json::to_value(&results).unwrap());
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().filter(|line| line.contains("NT 64x64x64")).count(), 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The roofline plot: what each call attained over how many operations it does a byte, under what its device can do.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::results::{Case, Machine};
@@ -18,7 +18,8 @@ const COLORS: [&str; 8] =
 
 /// A place in the plot.
 struct Point {
-    operation: String,
+    /// The first word of its operation: forward and backward have one colour.
+    kind: String,
     ours: bool,
     title: String,
     /// Operations a byte, and a second.
@@ -47,10 +48,12 @@ pub(super) fn picture(machine: &Machine, cases: &[Case]) -> Option<String> {
     let x = |value: f64| left + across * (value.log10() - x_low) / (x_high - x_low);
     let y = |value: f64| above + down * (1.0 - (value.log10() - y_low) / (y_high - y_low));
     let foot = HEIGHT - below;
+    let legend = legend(&points, [left, foot + 56.0]);
 
     let mut out = format!(
-        "<svg class=\"picture\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
+        "<svg class=\"picture\" viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
          <title>roofline of {}</title>\n<g fill=\"currentColor\" stroke=\"none\">\n",
+        legend[legend.len() - 1].at[1] + 10.0,
         html(&machine.device)
     );
     for power in x_low as i32..=x_high as i32 {
@@ -101,13 +104,9 @@ pub(super) fn picture(machine: &Machine, cases: &[Case]) -> Option<String> {
             html(&roof.what)
         );
     }
-    let mut colors: BTreeMap<&str, &str> = BTreeMap::new();
     for point in &points {
-        let next = COLORS[colors.len() % COLORS.len()];
-        colors.entry(&point.operation).or_insert(next);
-    }
-    for point in &points {
-        let color = colors[point.operation.as_str()];
+        let color =
+            legend.iter().find(|entry| entry.kind == point.kind).map_or("none", |it| it.color);
         let fill = if point.ours { color } else { "none" };
         let _ = writeln!(
             out,
@@ -117,25 +116,42 @@ pub(super) fn picture(machine: &Machine, cases: &[Case]) -> Option<String> {
             html(&point.title)
         );
     }
-    let (mut at, mut line) = (left, foot + 56.0);
-    for (operation, color) in &colors {
-        // As wide as the letters of the system's font are on average.
-        let wide = 24.0 + 6.4 * operation.chars().count() as f64;
-        if at + wide > WIDTH - right {
-            (at, line) = (left, line + 16.0);
-        }
+    for Entry { kind, color, at: [x, y] } in &legend {
         let _ = writeln!(
             out,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{color}\"/><text x=\"{:.1}\" y=\"{line:.1}\" fill=\"currentColor\">{}</text>",
-            at + 4.0,
-            line - 4.0,
-            at + 12.0,
-            html(operation)
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{color}\"/><text x=\"{:.1}\" y=\"{y:.1}\" fill=\"currentColor\">{}</text>",
+            x + 4.0,
+            y - 4.0,
+            x + 12.0,
+            html(kind)
         );
-        at += wide;
     }
     out.push_str("</svg>\n");
     Some(out)
+}
+
+/// What a colour stands for, and where that is said.
+struct Entry {
+    kind: String,
+    color: &'static str,
+    at: [f64; 2],
+}
+
+/// The kinds of operations in lines that fit below the plot.
+fn legend(points: &[Point], [left, top]: [f64; 2]) -> Vec<Entry> {
+    let kinds: BTreeSet<&String> = points.iter().map(|point| &point.kind).collect();
+    let mut at = [left, top];
+    let mut entries = Vec::new();
+    for (index, kind) in kinds.into_iter().enumerate() {
+        // As wide as the letters of the system's font are on average.
+        let wide = 24.0 + 6.4 * kind.chars().count() as f64;
+        if at[0] + wide > WIDTH - MARGIN[1] {
+            at = [left, at[1] + 16.0];
+        }
+        entries.push(Entry { kind: kind.clone(), color: COLORS[index % COLORS.len()], at });
+        at[0] += wide;
+    }
+    entries
 }
 
 fn points(machine: &Machine, cases: &[Case]) -> Vec<Point> {
@@ -149,7 +165,7 @@ fn points(machine: &Machine, cases: &[Case]) -> Vec<Point> {
             };
             let rate = case.flops / time.median;
             points.push(Point {
-                operation: case.operation.clone(),
+                kind: case.operation.split([' ', ',']).next().unwrap_or_default().to_owned(),
                 ours: contestant.ours,
                 title: format!(
                     "{}: {}, {}: {}, {}",

@@ -1,17 +1,20 @@
-//! `prime bench`: pages of results that benchmarks have written.
+//! `prime bench`: pages of results that benchmarks have written, and the fastest kernels of a device.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
+use prime_model::Config;
+use prime_runtime::{DType, Device};
 
 use super::files::{self, Output};
-use super::{Failure, say};
+use super::{Failure, misuse, models, say};
 use crate::bench::report::{Report, name_of};
 use crate::bench::results::{Found, load};
+use crate::bench::tune;
 
-/// Pages of benchmark results
+/// Pages of benchmark results, and the fastest kernels for a GPU
 ///
 /// The benchmarks themselves run with `cargo bench` where the sources are, and with tools/gpu/run.sh on a machine with a GPU.
 #[derive(Args)]
@@ -19,7 +22,8 @@ use crate::bench::results::{Found, load};
 Examples:
   cargo bench                                   every kernel and step, on the CPU and on a GPU where there is one
   prime bench report target/bench/results.json --output bench.html
-  prime bench report new.json --against old.json --output change.html")]
+  prime bench report new.json --against old.json --output change.html
+  prime bench tune --model models/Qwen2.5-0.5B  the fastest kernel of each of its products on this GPU, for every run after this")]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
     command: BenchCommand,
@@ -28,6 +32,7 @@ pub(super) struct BenchArgs {
 #[derive(Subcommand)]
 enum BenchCommand {
     Report(ReportArgs),
+    Tune(TuneArgs),
 }
 
 /// Make one page of results: tables, roofline plots, ratios, and what became slower
@@ -54,10 +59,74 @@ struct ReportArgs {
     output: Option<PathBuf>,
 }
 
+/// Find the fastest kernel for products of matrices on a GPU, and have all later runs use it
+///
+/// Every tile and every cut of a product that the launcher could take is checked against what it takes by itself, timed on the device, and the fastest
+/// is kept in a file beside the compiled kernels, for this chip and compiler. Products of about as many rows (up to the next power of two) use it
+/// too. Runs then sum in another order than before: one that was stopped should be resumed before a device is tuned. Runs with
+/// numerics="invariant" are not changed.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  prime bench tune --model models/Qwen2.5-0.5B
+  prime bench tune --model models/Qwen2.5-0.5B --tokens 8192 --decode 1,32,128
+  prime bench tune --matmul NT:64x37888x3584 --matmul TN:3584x18944x4096")]
+struct TuneArgs {
+    /// The linear layers of a model's folder, forward and backward
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// A product: its layout, rows and columns of the result, and terms of each sum; may be given more than once
+    #[arg(long, value_name = "LAYOUT:MxNxK")]
+    matmul: Vec<String>,
+    /// Tokens of a training batch, for --model
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    tokens: u32,
+    /// Sequences that decode side by side, for --model
+    #[arg(long, value_delimiter = ',', default_value = "1,64", value_parser = clap::value_parser!(u32).range(1..))]
+    decode: Vec<u32>,
+    /// cuda, cuda:N, or emulated in a build that has it
+    #[arg(long, default_value = "cuda")]
+    device: String,
+    /// The type of weights and activations
+    #[arg(long, default_value = "bfloat16", value_parser = ["bfloat16", "float32"])]
+    dtype: String,
+}
+
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     match &args.command {
         BenchCommand::Report(args) => report(args),
+        BenchCommand::Tune(args) => tune(args),
     }
+}
+
+fn tune(args: &TuneArgs) -> Result<(), Failure> {
+    let device = Device::parse(&args.device).map_err(misuse)?;
+    let dtype = if args.dtype == "float32" { DType::F32 } else { DType::BF16 };
+    let named = args.matmul.iter().map(|text| tune::named(text, dtype));
+    let mut problems = named.collect::<Result<Vec<_>>>().map_err(misuse)?;
+    if let Some(folder) = &args.model {
+        models::check(folder)?;
+        let decode: Vec<usize> = args.decode.iter().map(|&count| count as usize).collect();
+        let config = Config::load(folder)?;
+        problems.extend(tune::of_model(&config, dtype, args.tokens as usize, &decode));
+    }
+    if problems.is_empty() {
+        return Err(misuse(anyhow!(
+            "there is nothing to tune: name a model's folder with --model, or products with --matmul"
+        )));
+    }
+    let path = tune::tune(device, &problems, |entry| {
+        say(&format!(
+            "{}: {:.4} ms by {} of {} ways; {:.4} ms before",
+            entry.problem,
+            1e3 * entry.seconds,
+            entry.variant,
+            entry.ran,
+            1e3 * entry.seconds_by_itself
+        ));
+    })?;
+    say(&format!("kept in {}", path.display()));
+    Ok(())
 }
 
 fn report(args: &ReportArgs) -> Result<(), Failure> {

@@ -18,7 +18,7 @@ pub(super) fn load(
     dtype: DType,
 ) -> Result<Model> {
     check(folder)?;
-    prime_kernels::device::check(device)?;
+    crate::bench::tune::use_device(device)?;
     adapters::load(folder, adapter, tokenizer, device, dtype)
 }
 

@@ -77,7 +77,7 @@ pub(super) fn run(args: StudyArgs, threads: Option<usize>) -> Result<(), Failure
     }
     .map_err(misuse)?;
     in_pool(Some(config.threads), || {
-        prime_kernels::device::check(config.device())?;
+        crate::bench::tune::use_device(config.device())?;
         let folder = StudyFolder::open(&path, &config, args.resume)?;
         say(&format!("the study's folder is {}", path.display()));
         interrupt::catch()?;

@@ -139,7 +139,7 @@ pub(super) fn start(
                 return dry_run(&config, &outline);
             }
         }
-        prime_kernels::device::check(config.device())?;
+        crate::bench::tune::use_device(config.device())?;
         let path = args.out.unwrap_or_else(|| new_folder(&config, stages));
         let folder = RunFolder::create(&path, &config)?;
         say(&format!("the run's folder is {}", path.display()));
@@ -169,7 +169,7 @@ fn resume(args: RunArgs, overrides: Vec<String>, stages: Stages) -> Result<(), F
                 _ => dry_run(&config, &plan::Outline::of_run(&config)?),
             };
         }
-        prime_kernels::device::check(config.device())?;
+        crate::bench::tune::use_device(config.device())?;
         say(&format!("going on with {}", path.display()));
         train(&config, folder, stages)
     })
