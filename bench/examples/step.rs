@@ -13,9 +13,9 @@
 use std::io::BufRead;
 use std::time::Instant;
 
-use prime_bench::{Generation, Linear, Shape, TrainStep};
+use prime_bench::steps::{Generation, Linear, Shape, TrainStep};
 use prime_kernels::simd;
-use prime_runtime::DType;
+use prime_runtime::{DType, Device};
 use serde_json::json;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -58,13 +58,13 @@ fn serve() -> Outcome<()> {
 fn prepare(arguments: &[&str]) -> Outcome<Work> {
     match arguments {
         ["train", shape, dtype] => {
-            let mut step = TrainStep::new(&named(shape)?, float(dtype)?)?;
+            let mut step = TrainStep::new(&named(shape)?, float(dtype)?, Device::Cpu)?;
             let amount = step.tokens();
             Ok(Work { amount, run: Box::new(move || step.run().map(drop)) })
         }
         ["decode", shape, dtype, batch, prompt, new] => {
-            let (batch, prompt, new) = (batch.parse()?, prompt.parse()?, new.parse()?);
-            let mut work = Generation::new(&named(shape)?, float(dtype)?, batch, prompt, new)?;
+            let sizes = [batch.parse()?, prompt.parse()?, new.parse()?];
+            let mut work = Generation::new(&named(shape)?, float(dtype)?, Device::Cpu, sizes)?;
             Ok(Work { amount: work.tokens(), run: Box::new(move || work.run()) })
         }
         ["matmul", m, k, n, dtype, rest @ ..] if matches!(rest, [] | ["packed"]) => {
