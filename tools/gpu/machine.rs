@@ -1,4 +1,4 @@
-//! What a result must say of where it was measured.
+//! What a result must say of where it was measured, and kernels made ready before anything is.
 
 use std::process::Command;
 
@@ -67,4 +67,11 @@ fn clocks(number: u32) -> Value {
 /// Now, in UTC, as ISO 8601 writes it.
 pub fn now() -> String {
     clock::format("%FT%TZ", clock::now()).expect("the format is complete")
+}
+
+/// Compiles all kernels for a device on all cores, so that no part waits for one after another.
+pub fn make_ready(device: Device) -> Result<()> {
+    let Device::Cuda(number) = device else { return Ok(()) };
+    let chip = cuda::properties(number)?.chip;
+    Ok(cuda::warm(number, &prime_kernels::device::instances(chip))?)
 }

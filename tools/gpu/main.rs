@@ -6,10 +6,10 @@
 //! ```
 //!
 //! Parts: `parity` (random cases of every operation against its float64 oracle), `instructions` (the emulated device's table of
-//! instructions, on hardware), `kernels` (single kernels at the sizes of real models, compared and timed), `steps` (forward and backward of layers of real models beside the host's), `sanitizers` (this program again under
-//! compute-sanitizer), `training` (a short run of `prime train`).
+//! instructions, on hardware), `steps` (forward and backward of layers of real models beside the host's), `sanitizers` (this program again under
+//! compute-sanitizer), `training` (a short run of `prime train`). How fast kernels are, and whether they are right at the sizes of real models, is
+//! what the benchmarks ask (`bench/`), which `tools/gpu/bench.sh` runs.
 
-mod kernels;
 mod machine;
 mod programs;
 mod steps;
@@ -48,7 +48,7 @@ struct Arguments {
     output: PathBuf,
 }
 
-const PARTS: [&str; 6] = ["parity", "instructions", "kernels", "steps", "sanitizers", "training"];
+const PARTS: [&str; 5] = ["parity", "instructions", "steps", "sanitizers", "training"];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -79,7 +79,7 @@ fn check(arguments: &Arguments) -> Result<bool> {
         "parts": {},
     });
     let started = Instant::now();
-    kernels::make_ready(device)?;
+    machine::make_ready(device)?;
     result["seconds_to_make_kernels_ready"] = json!(started.elapsed().as_secs_f64());
     let mut well = true;
     for part in PARTS.into_iter().filter(|part| wanted(part)) {
@@ -87,7 +87,6 @@ fn check(arguments: &Arguments) -> Result<bool> {
         let found = match part {
             "parity" => parity(device, arguments.cases),
             "instructions" => instructions(device),
-            "kernels" => kernels::check(device),
             "steps" => steps::check(device),
             "sanitizers" => programs::sanitizers(device),
             _ => programs::training(device, &arguments.prime),

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the check list and the program, and puts them with NVRTC into a folder that can be carried to a machine with a GPU and nothing else.
+# Builds the check list, the benchmarks and the program, and puts them with NVRTC into a folder that can be carried to a machine with a GPU and
+# nothing else.
 #
 #   tools/gpu/pack.sh [FOLDER]
 #
@@ -12,8 +13,11 @@ cd "$(dirname "$0")/../.."
 PRIME_COMMIT=$(git rev-parse HEAD)$(git diff --quiet HEAD || echo ' with changes')
 export PRIME_COMMIT
 cargo build --release -p prime -p prime-tools
-mkdir -p "$folder"
-cp target/release/prime target/release/gpu-check tools/gpu/run.sh "$folder"
+suite=$(cargo bench -p prime-bench --no-run --message-format json | grep -o '"executable":"[^"]*/suite-[^"]*"' | cut -d'"' -f4)
+mkdir -p "$folder/peers"
+cp target/release/prime target/release/gpu-check tools/gpu/run.sh tools/gpu/bench.sh "$folder"
+cp "$suite" "$folder/suite"
+cp tools/peers/*.py "$folder/peers"
 if [ -d tools/cuda/toolkit ]; then
     find tools/cuda/toolkit -name 'libnvrtc*.so*' -exec cp {} "$folder" \;
 else
