@@ -34,8 +34,11 @@ pub struct Case {
     /// Whether its calls only start kernels, so that a GPU can record them.
     pub recordable: bool,
     /// Makes it.
-    pub make: Box<dyn FnOnce(&Setup) -> Result<Work>>,
+    pub make: Maker,
 }
+
+/// Makes the work of a case.
+pub type Maker = Box<dyn FnOnce(&Setup) -> Result<Work>>;
 
 impl Case {
     /// A case of ours alone, of so many operations and bytes.
