@@ -45,7 +45,7 @@ pub struct Sample {
     pub power: u32,
     /// Degrees Celsius.
     pub temperature: u32,
-    /// Bits of [`REASONS`].
+    /// Bits of `REASONS`.
     pub reasons: u64,
 }
 
