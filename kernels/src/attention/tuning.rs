@@ -3,15 +3,13 @@
 //! Forward alone has a choice. A variant is kept by its text. Preferences are of this process, and passed over where a call does not allow them: rows that
 //! do not begin at multiples of 16 bytes, or numerics that are to be invariant.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::LazyLock;
 
 use prime_runtime::{DType, Device, Result};
 
 use super::Mask;
 use super::cuda::{self, ForwardKernel};
-use crate::device;
+use crate::device::{self, Preferences};
 
 /// All of a forward pass that its speed depends on, but for the lengths of its sequences one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,28 +51,14 @@ pub fn variants(device: Device, problem: Problem) -> Result<Vec<Variant>> {
     Ok(kernels.into_iter().map(Variant).collect())
 }
 
-/// Quick to ask while nothing is preferred.
-static ANY: AtomicBool = AtomicBool::new(false);
-
-fn table() -> &'static RwLock<HashMap<Problem, Variant>> {
-    static TABLE: OnceLock<RwLock<HashMap<Problem, Variant>>> = OnceLock::new();
-    TABLE.get_or_init(RwLock::default)
-}
+static PREFERENCES: LazyLock<Preferences<Problem, Variant>> = LazyLock::new(Preferences::default);
 
 /// Has the launcher take a variant for a pass from now on; `None` leaves it to itself again.
 pub fn prefer(problem: Problem, variant: Option<Variant>) {
-    let mut table = table().write().unwrap_or_else(PoisonError::into_inner);
-    match variant {
-        Some(variant) => table.insert(problem, variant),
-        None => table.remove(&problem),
-    };
-    ANY.store(!table.is_empty(), Ordering::Release);
+    PREFERENCES.set(problem, variant);
 }
 
 /// The variant that was preferred last for a pass.
 pub fn preferred(problem: &Problem) -> Option<Variant> {
-    if !ANY.load(Ordering::Acquire) {
-        return None;
-    }
-    table().read().unwrap_or_else(PoisonError::into_inner).get(problem).cloned()
+    PREFERENCES.get(problem)
 }

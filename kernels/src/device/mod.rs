@@ -20,6 +20,7 @@ mod launch;
 mod pipelines;
 #[cfg(all(test, feature = "emulated"))]
 mod prelude_tests;
+mod preferences;
 mod rows;
 mod structs;
 mod tensor_map;
@@ -30,6 +31,7 @@ mod tests;
 pub(crate) use chip::{HOPPER, on_chip};
 pub(crate) use chip::{Tier, tier};
 pub(crate) use launch::{Launch, Pointer};
+pub(crate) use preferences::Preferences;
 pub(crate) use rows::{THREADS, aligned, row_grid, rows_and_columns, vectorised};
 pub(crate) use structs::{DeviceStruct, StructLayout, device_struct};
 pub(crate) use tensor_map::{Swizzle, TensorMap, Tiling};

@@ -7,15 +7,13 @@
 //! Preferences are of this process. Where numerics are to be invariant those that would change bits are passed over, as are those that operands of a
 //! call do not allow (rows that do not begin at multiples of 16 bytes).
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::LazyLock;
 
 use prime_runtime::{DType, Device, Result};
 
 use super::cuda::{LEAST_TERMS, MOST_PARTS, MOST_SUMS, Plan, Way};
 use super::{Layout, settings};
-use crate::device;
+use crate::device::{self, Preferences};
 
 /// All of a product that its speed depends on, but for the addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,29 +102,14 @@ fn even(problem: Problem) -> bool {
     a.is_multiple_of(lanes) && b.is_multiple_of(lanes)
 }
 
-/// Quick to ask while nothing is preferred.
-static ANY: AtomicBool = AtomicBool::new(false);
-
-fn table() -> &'static RwLock<HashMap<Problem, Variant>> {
-    static TABLE: OnceLock<RwLock<HashMap<Problem, Variant>>> = OnceLock::new();
-    TABLE.get_or_init(RwLock::default)
-}
+static PREFERENCES: LazyLock<Preferences<Problem, Variant>> = LazyLock::new(Preferences::default);
 
 /// Has the launcher take a variant for a product from now on; `None` leaves it to itself again.
 pub fn prefer(problem: Problem, variant: Option<Variant>) {
-    let mut table = table().write().unwrap_or_else(PoisonError::into_inner);
-    match variant {
-        Some(variant) => table.insert(problem, variant),
-        None => table.remove(&problem),
-    };
-    ANY.store(!table.is_empty(), Ordering::Release);
+    PREFERENCES.set(problem, variant);
 }
 
 /// The variant that was preferred last for a product, or else for its [class](Problem::class).
 pub fn preferred(problem: &Problem) -> Option<Variant> {
-    if !ANY.load(Ordering::Acquire) {
-        return None;
-    }
-    let table = table().read().unwrap_or_else(PoisonError::into_inner);
-    table.get(problem).or_else(|| table.get(&problem.class())).copied()
+    PREFERENCES.get(problem).or_else(|| PREFERENCES.get(&problem.class()))
 }
