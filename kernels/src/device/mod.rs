@@ -18,9 +18,9 @@ pub mod instructions;
 mod launch;
 #[cfg(all(test, feature = "emulator-tests"))]
 mod pipelines;
+mod preferences;
 #[cfg(all(test, feature = "emulated"))]
 mod prelude_tests;
-mod preferences;
 mod rows;
 mod structs;
 mod tensor_map;
