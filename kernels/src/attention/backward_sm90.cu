@@ -1,9 +1,17 @@
 // Gradients of attention for Hopper: d_k and d_v by blocks of keys, with the query heads that share them one after another; d_q in the same pass, where
 // every block adds its part to sums in float.
 //
-// Two warpgroups take 64 keys each. Scores and their gradients are computed with keys as rows, so that weights and gradients of scores stay in registers,
-// where the products for d_v and d_k read them; only d_q, whose sums are over keys of both, needs the gradients of scores in shared memory. A warp
-// of the first warpgroup loads, two others carry parts of d_q out (Shah et al., arXiv 2407.08608).
+// Two warpgroups multiply. Scores and their gradients are computed with keys as rows, so that weights and gradients of scores stay in registers,
+// where the products for d_v and d_k read them; only d_q, whose sums are over all keys of the block, needs the gradients of scores in shared memory. A
+// warp of the first warpgroup loads, two others carry parts of d_q out (Shah et al., arXiv 2407.08608).
+//
+// With heads of up to 128 elements a warpgroup takes 64 of 128 keys and holds d_k and d_v of them: 128 of a thread's registers (`consume`). With 256 elements
+// each gradient of 64 keys takes as many, so one warpgroup makes weights and holds d_v, the other gradients of scores and d_k, of the same 64 keys
+// (`consume_values`, `consume_keys`). A step of 64 queries is then five products of 2^20 multiply-adds, none done twice: 2560 cycles of the tensor cores. It
+// moves 488 KiB through shared memory, 3904 cycles: 256 that wgmma reads, 128 for parts of d_q, 64 of queries and d_out, 32 of weights, handed over in float so
+// that a gradient of a score is rounded once, 8 of those gradients. And it moves 128 KiB through the second cache, twice as much a multiply-add as with 128
+// keys, which registers do not allow. Half of the columns of both gradients a warpgroup would need scores in both: seven products.
+// Of 232448 bytes 222056 are taken: keys and values 64 KiB, two stages of queries 64, one of d_out 32, parts of d_q 32, weights 16, gradients of scores 8.
 //
 // Parts of d_q are added by the memory in the order in which they come, or, where there are turns, in a fixed one: the block of a query tile's last keys
 // first. Blocks are started in that order too, so that whoever waits, waits for one that was started before; and under a causal mask each
@@ -109,50 +117,374 @@ KERNEL(256) void attention_finish_sm90(const AttentionFinishHopper args) {
 
 /// What a block holds in shared memory.
 template <int D> struct Layout {
-    static constexpr u32 STAGES = 2, OWN_ROWS = 128;
+    // Whether each warpgroup holds one of the two gradients of all keys, rather than both of half of them.
+    static constexpr bool APART = D > 128;
+    static constexpr u32 STAGES = 2, OUT_STAGES = APART ? 1 : 2, SCORE_STAGES = APART ? 1 : 2, OWN_ROWS = APART ? 64 : 128;
     using Own = BoxTile<OWN_ROWS, D>;
     using Passing = BoxTile<QUERIES, D>;
     using Scores = BoxTile<OWN_ROWS, QUERIES>;
-    // Of a warpgroup's part of d_q: 64 rows of 64 columns.
-    static constexpr u32 PART = 64 * 64 * 4;
-    static constexpr u32 VALUES = Own::BYTES, PASSING = VALUES + Own::BYTES, SCORES = PASSING + 2 * STAGES * Passing::BYTES;
-    static constexpr u32 PARTS = SCORES + STAGES * Scores::BYTES, NUMBERS = PARTS + 2 * PART, BARRIERS = NUMBERS + 2 * STAGES * QUERIES * 4;
+    // Of a warpgroup's part of d_q: 64 rows of 64 columns. Pieces of 64 columns that it computes, one after another.
+    static constexpr u32 PART = 64 * 64 * 4, PIECES = APART ? D / 128 : 1;
+    static constexpr u32 HANDED = APART ? OWN_ROWS * QUERIES * 4 : 0;
+    static constexpr u32 VALUES = Own::BYTES, QUERY_ROWS = VALUES + Own::BYTES, OUT_ROWS = QUERY_ROWS + STAGES * Passing::BYTES;
+    static constexpr u32 SCORES = OUT_ROWS + OUT_STAGES * Passing::BYTES, PARTS = SCORES + SCORE_STAGES * Scores::BYTES;
+    static constexpr u32 WEIGHTS = PARTS + 2 * PART, NUMBERS = WEIGHTS + HANDED, BARRIERS = NUMBERS + (STAGES + OUT_STAGES) * QUERIES * 4;
 
     static DEVICE Own keys() { return Own{0}; }
     static DEVICE Own values() { return Own{VALUES}; }
-    static DEVICE Passing queries(u32 step) { return Passing{PASSING + step % STAGES * Passing::BYTES}; }
-    static DEVICE Passing d_outs(u32 step) { return Passing{PASSING + (STAGES + step % STAGES) * Passing::BYTES}; }
-    static DEVICE Scores d_scores(u32 step) { return Scores{SCORES + step % STAGES * Scores::BYTES}; }
+    static DEVICE Passing queries(u32 step) { return Passing{QUERY_ROWS + step % STAGES * Passing::BYTES}; }
+    static DEVICE Passing d_outs(u32 step) { return Passing{OUT_ROWS + step % OUT_STAGES * Passing::BYTES}; }
+    static DEVICE Scores d_scores(u32 step) { return Scores{SCORES + step % SCORE_STAGES * Scores::BYTES}; }
     static DEVICE Shared<float> part(u32 group) { return shared<float>(PARTS + group * PART); }
+    // (chunks, threads, 4): a thread's sums, handed over to the thread of the same number.
+    static DEVICE Shared<float> weights(u32 thread) { return shared<float>(WEIGHTS) + thread * 4; }
     static DEVICE Shared<float> lse(u32 step) { return shared<float>(NUMBERS + step % STAGES * QUERIES * 4); }
-    static DEVICE Shared<float> delta(u32 step) { return lse(step) + STAGES * QUERIES; }
+    static DEVICE Shared<float> delta(u32 step) { return shared<float>(NUMBERS + (STAGES + step % OUT_STAGES) * QUERIES * 4); }
     // Of the own keys and values; full and empty ones of queries and of d_out, then of the parts of d_q.
     static DEVICE Shared<u64> own_full() { return shared<u64>(BARRIERS); }
     static DEVICE Shared<u64> queries_full(u32 step) { return shared<u64>(BARRIERS) + (1 + step % STAGES); }
     static DEVICE Shared<u64> queries_empty(u32 step) { return queries_full(step) + STAGES; }
-    static DEVICE Shared<u64> d_outs_full(u32 step) { return queries_full(step) + 2 * STAGES; }
-    static DEVICE Shared<u64> d_outs_empty(u32 step) { return queries_full(step) + 3 * STAGES; }
-    static DEVICE Shared<u64> part_full(u32 group) { return shared<u64>(BARRIERS) + (1 + 4 * STAGES + group); }
+    static DEVICE Shared<u64> d_outs_full(u32 step) { return shared<u64>(BARRIERS) + (1 + 2 * STAGES + step % OUT_STAGES); }
+    static DEVICE Shared<u64> d_outs_empty(u32 step) { return d_outs_full(step) + OUT_STAGES; }
+    static DEVICE Shared<u64> part_full(u32 group) { return shared<u64>(BARRIERS) + (1 + 2 * STAGES + 2 * OUT_STAGES + group); }
     static DEVICE Shared<u64> part_empty(u32 group) { return part_full(group) + 2; }
     static DEVICE u32 phase(u32 step) { return step / STAGES & 1; }
+    static DEVICE u32 out_phase(u32 step) { return step / OUT_STAGES & 1; }
 };
+
+/// Barriers of the warpgroups that multiply: of both, of each, and of the one that waits for the other's weights.
+constexpr u32 BOTH = 1, OWN = 2, HANDED_OVER = 4;
+
+/// A block's keys, of so many blocks of its sequence, and the queries that see one of them: tiles from `first_tile` on, of one head after another.
+struct Work {
+    u32 sequence, start, length, key_head, block, blocks, first, first_tile, tiles, steps;
+};
+
+/// A consumer's place: its rows of a piece of 64 keys are `row` and `row` + 8.
+struct Place {
+    u32 thread, group, warp_row, row;
+};
+
+DEVICE Place own_place() {
+    const u32 warp_row = warp_uniform() % 4 * 16;
+    return Place{thread_index() - 128, warp_uniform() / 4 - 1, warp_row, warp_row + lane() / 4};
+}
+
+/// Which sums of own rows by passing ones are of a query that sees a key: a thread's own row is `key` and `key` + 8, its first query `query` and the next.
+struct Sight {
+    u32 query, key, length, causal;
+
+    DEVICE bool operator()(u32 i) const {
+        const u32 at = query + i / 4 * 8 + i % 2, of = key + i / 2 % 2 * 8;
+        return at < length && of < length && at >= (causal ? of : 0);
+    }
+};
+
+DEVICE void release(Shared<u64> empty) {
+    if (lane() == 0) mbarrier_arrive(empty);
+}
+
+/// d = own rows from `row` on times passing rows, over all columns.
+template <int D> DEVICE void multiply_rows(float (&d)[QUERIES / 2], typename Layout<D>::Own own, u32 row, typename Layout<D>::Passing passing) {
+    using Shape = Layout<D>;
+    const u64 a = own.rows(row), b = passing.rows(0);
+    wgmma_fence_registers(d);
+    wgmma_fence();
+    UNROLL
+    for (int k = 0; k < D / 16; k++) {
+        const u64 a_step = advance_descriptor(a, Shape::Own::along_columns(k)), b_step = advance_descriptor(b, Shape::Passing::along_columns(k));
+        wgmma_m64<QUERIES, bf16>(d, a_step, b_step, k != 0);
+    }
+    wgmma_commit();
+}
+
+/// d += weights times passing rows.
+template <int D> DEVICE void add_weighted(float (&d)[D / 2], u32 (&a)[QUERIES / 16][4], typename Layout<D>::Passing passing) {
+    const u64 b = passing.columns(0);
+    wgmma_fence_registers(d);
+    UNROLL
+    for (int k = 0; k < QUERIES / 16; k++) wgmma_fence_registers(a[k]);
+    wgmma_fence();
+    UNROLL
+    for (int k = 0; k < QUERIES / 16; k++) wgmma_m64<D, bf16, true>(d, a[k], advance_descriptor(b, Layout<D>::Passing::along_rows(k)), true);
+    wgmma_commit();
+}
+
+/// d = gradients of scores, transposed, times 64 columns of the own keys.
+template <int D> DEVICE void multiply_scores(float (&d)[32], typename Layout<D>::Scores scores, u32 piece) {
+    using Shape = Layout<D>;
+    const u64 a = scores.columns(0), b = Shape::keys().columns(piece);
+    wgmma_fence_registers(d);
+    wgmma_fence();
+    UNROLL
+    for (int k = 0; k < int(Shape::OWN_ROWS) / 16; k++) {
+        const u64 a_step = advance_descriptor(a, Shape::Scores::along_rows(k)), b_step = advance_descriptor(b, Shape::Own::along_rows(k));
+        wgmma_m64<64, bf16, true, true>(d, a_step, b_step, k != 0);
+    }
+    wgmma_commit();
+}
+
+/// Scores become weights.
+DEVICE void make_weights(float (&scores)[QUERIES / 2], Shared<float> lse, float scale_log2, bool edge, const Sight &sees) {
+    UNROLL
+    for (int n = 0; n < QUERIES / 8; n++) {
+        const auto pair = load<2>(lse + (8 * n + 2 * (lane() % 4)));
+        UNROLL
+        for (int e = 0; e < 4; e++) scores[4 * n + e] = exp2_fast(fma(scores[4 * n + e], scale_log2, -pair[e % 2]));
+    }
+    if (!edge) return;
+    UNROLL
+    for (int i = 0; i < QUERIES / 2; i++) {
+        if (!sees(i)) scores[i] = 0.0f;
+    }
+}
+
+/// Gradients of weights become gradients of scores; `weight` gives four weights in a row.
+template <class Weight>
+DEVICE void make_gradients(float (&d_scores)[QUERIES / 2], const Weight &weight, Shared<float> delta, bool edge, const Sight &sees) {
+    UNROLL
+    for (int n = 0; n < QUERIES / 8; n++) {
+        const auto pair = load<2>(delta + (8 * n + 2 * (lane() % 4)));
+        const Vector<float, 4> weights = weight(n);
+        UNROLL
+        for (int e = 0; e < 4; e++) d_scores[4 * n + e] = weights[e] * (d_scores[4 * n + e] - pair[e % 2]);
+    }
+    if (!edge) return;
+    UNROLL
+    for (int i = 0; i < QUERIES / 2; i++) {
+        if (!sees(i)) d_scores[i] = 0.0f;
+    }
+}
+
+/// Stores a piece of a warpgroup's sums of d_q where they are carried out from, once what was there has been; sums of that number.
+template <int D> DEVICE void store_part(const Place &place, const float (&sums)[32], u32 number, u32 start) {
+    using Shape = Layout<D>;
+    // Tiles and fragments are of whole patterns of 8 rows: both rows of a thread lie alike in every tile.
+    const u32 token = start + lane() / 4, t = lane() % 4;
+    mbarrier_wait(Shape::part_empty(place.group), number & 1 ^ 1);
+    const Shared<float> part = Shape::part(place.group);
+    UNROLL
+    for (int n = 0; n < 8; n++) {
+        UNROLL
+        for (int h = 0; h < 2; h++) {
+            const int i = 4 * n + 2 * h;
+            store(part + ((place.row + 8 * h) * 64 + place_of(2 * n + t / 2, token) * 4 + t % 2 * 2), Vector<float, 2>{{sums[i], sums[i + 1]}});
+        }
+    }
+    fence_proxy_async();
+    sync_warp();
+    release(Shape::part_full(place.group));
+}
+
+/// Makes what lies behind the end of a sequence in its last box zeros: what weights of 0 are multiplied by must be numbers.
+template <int D> DEVICE void clear_passing(u32 thread, u32 step, u32 rows) {
+    using Shape = Layout<D>;
+    mbarrier_wait(Shape::d_outs_full(step), Shape::out_phase(step));
+    clear_rows<256>(Shape::queries(step), thread, rows);
+    clear_rows<256>(Shape::d_outs(step), thread, rows);
+    fence_proxy_async();
+    barrier_sync(BOTH, 256);
+}
+
+/// Whether a sum of the block's keys by the tile of queries from `query` on may be of two that do not see each other.
+template <int D> DEVICE bool at_edge(const Work &work, u32 query, u32 causal) {
+    constexpr u32 KEYS = Layout<D>::OWN_ROWS;
+    return work.first + KEYS > work.length || query + QUERIES > work.length || (causal && query < work.first + KEYS - 1);
+}
+
+/// Stores a warpgroup's sums of 64 rows by way of rows of a tile that nobody reads any more.
+template <int D>
+DEVICE void store_gradient(const Work &work, const Place &place, typename Layout<D>::Own tile, u32 row, const float (&sums)[D / 2], float scale,
+                           Global<bf16> to, u64 stride, u32 head_dim) {
+    u32 fragments[D / 16][4];
+    pack_sums(fragments, sums, scale, scale);
+    UNROLL
+    for (int k = 0; k < D / 16; k++) tile.store(row + place.warp_row, k, fragments[k]);
+    barrier_sync(OWN + place.group, 128);
+    for (u32 i = place.thread % 128; i < 64 * (D / 8); i += 128) {
+        const u32 own = row + i / (D / 8), column = i % (D / 8) * 8;
+        if (work.first + own >= work.length || column >= head_dim) continue;
+        const u64 token = work.start + work.first + own;
+        store(to + (token * stride + work.key_head * head_dim + column), load<8>(tile.chunk(own, i % (D / 8))));
+    }
+}
+
+/// A warpgroup's work of 64 of the keys, for heads of up to 128 elements.
+template <int D> DEVICE void consume(const AttentionBackwardHopper &args, const Work &work) {
+    using Shape = Layout<D>;
+    // Each warpgroup computes one of the two pieces of a tile of d_q; where there is one, they compute it by turns.
+    constexpr bool BY_TURNS = D == 64;
+    const Place place = own_place();
+    const u32 group = place.group;
+    float d_keys[D / 2], d_values[D / 2], scores[QUERIES / 2], d_scores[QUERIES / 2], d_queries[32];
+    u32 weights[QUERIES / 16][4], d_weights[QUERIES / 16][4];
+    UNROLL
+    for (int i = 0; i < D / 2; i++) d_keys[i] = d_values[i] = 0.0f;
+    u32 query = work.first_tile * QUERIES;
+    ROLLED
+    for (u32 step = 0; step < work.steps; step++) {
+        mbarrier_wait(Shape::queries_full(step), Shape::phase(step));
+        if (query + QUERIES > work.length) clear_passing<D>(place.thread, step, work.length - query);
+        multiply_rows<D>(scores, Shape::keys(), group * 64, Shape::queries(step));
+        mbarrier_wait(Shape::d_outs_full(step), Shape::out_phase(step));
+        multiply_rows<D>(d_scores, Shape::values(), group * 64, Shape::d_outs(step));
+        wgmma_wait<1>();
+        wgmma_fence_registers(scores);
+
+        const bool edge = at_edge<D>(work, query, args.causal);
+        const Sight sees{query + 2 * (lane() % 4), work.first + group * 64 + place.row, work.length, args.causal};
+        make_weights(scores, Shape::lse(step), args.scale_log2, edge, sees);
+        wgmma_wait<0>();
+        wgmma_fence_registers(d_scores);
+        const auto weight = [&](int n) { return Vector<float, 4>{{scores[4 * n], scores[4 * n + 1], scores[4 * n + 2], scores[4 * n + 3]}}; };
+        make_gradients(d_scores, weight, Shape::delta(step), edge, sees);
+        pack_sums(weights, scores);
+        pack_sums(d_weights, d_scores);
+        add_weighted<D>(d_values, weights, Shape::d_outs(step));
+        // Two tiles take turns: whoever writes one has passed the barrier of the other, before which all have read this one.
+        UNROLL
+        for (int k = 0; k < QUERIES / 16; k++) Shape::d_scores(step).store(group * 64 + place.warp_row, k, d_weights[k]);
+        fence_proxy_async();
+        barrier_sync(BOTH, 256);
+        const bool carries = !BY_TURNS || step % 2 == group;
+        if (carries) multiply_scores<D>(d_queries, Shape::d_scores(step), BY_TURNS ? 0 : group);
+        add_weighted<D>(d_keys, d_weights, Shape::queries(step));
+        wgmma_wait<1>();
+        wgmma_fence_registers(d_queries);
+        release(Shape::d_outs_empty(step));
+        if (carries) store_part<D>(place, d_queries, BY_TURNS ? step / 2 : step, work.start);
+        wgmma_wait<0>();
+        wgmma_fence_registers(d_keys);
+        wgmma_fence_registers(d_values);
+        release(Shape::queries_empty(step));
+        query = query + QUERIES < work.length ? query + QUERIES : work.first_tile * QUERIES;
+    }
+
+    // Both warpgroups have read the keys.
+    barrier_sync(BOTH, 256);
+    store_gradient<D>(work, place, Shape::keys(), group * 64, d_keys, args.scale, args.d_k, args.d_k_stride, args.head_dim);
+    store_gradient<D>(work, place, Shape::values(), group * 64, d_values, 1.0f, args.d_v, args.d_v_stride, args.head_dim);
+}
+
+/// The first warpgroup's work where each has one gradient: weights of all keys, d_v, and the first half of the columns of d_q.
+template <int D> DEVICE void consume_values(const AttentionBackwardHopper &args, const Work &work) {
+    using Shape = Layout<D>;
+    const Place place = own_place();
+    float d_values[D / 2], scores[QUERIES / 2], d_queries[32];
+    u32 weights[QUERIES / 16][4];
+    UNROLL
+    for (int i = 0; i < D / 2; i++) d_values[i] = 0.0f;
+    u32 query = work.first_tile * QUERIES;
+    ROLLED
+    for (u32 step = 0; step < work.steps; step++) {
+        mbarrier_wait(Shape::queries_full(step), Shape::phase(step));
+        if (query + QUERIES > work.length) clear_passing<D>(place.thread, step, work.length - query);
+        multiply_rows<D>(scores, Shape::keys(), 0, Shape::queries(step));
+        wgmma_wait<0>();
+        wgmma_fence_registers(scores);
+        const Sight sees{query + 2 * (lane() % 4), work.first + place.row, work.length, args.causal};
+        make_weights(scores, Shape::lse(step), args.scale_log2, at_edge<D>(work, query, args.causal), sees);
+        sync_warp();
+        release(Shape::queries_empty(step));
+        // The other warpgroup has read those of the step before: it has passed the barrier below since.
+        UNROLL
+        for (int n = 0; n < QUERIES / 8; n++)
+            store(Shape::weights(place.thread) + n * 512, Vector<float, 4>{{scores[4 * n], scores[4 * n + 1], scores[4 * n + 2], scores[4 * n + 3]}});
+        barrier_arrive(HANDED_OVER, 256);
+        pack_sums(weights, scores);
+        mbarrier_wait(Shape::d_outs_full(step), Shape::out_phase(step));
+        add_weighted<D>(d_values, weights, Shape::d_outs(step));
+        barrier_sync(BOTH, 256);
+        UNROLL
+        for (u32 i = 0; i < Shape::PIECES; i++) {
+            multiply_scores<D>(d_queries, Shape::d_scores(step), i);
+            if (i == 0) {
+                wgmma_wait<1>();
+                wgmma_fence_registers(d_values);
+                release(Shape::d_outs_empty(step));
+            }
+            wgmma_wait<0>();
+            wgmma_fence_registers(d_queries);
+            store_part<D>(place, d_queries, Shape::PIECES * step + i, work.start);
+        }
+        query = query + QUERIES < work.length ? query + QUERIES : work.first_tile * QUERIES;
+    }
+    // The other warpgroup has read the values.
+    barrier_sync(BOTH, 256);
+    store_gradient<D>(work, place, Shape::values(), 0, d_values, 1.0f, args.d_v, args.d_v_stride, args.head_dim);
+}
+
+/// The second warpgroup's: gradients of scores, d_k, and the other half of the columns of d_q.
+template <int D> DEVICE void consume_keys(const AttentionBackwardHopper &args, const Work &work) {
+    using Shape = Layout<D>;
+    const Place place = own_place();
+    float d_keys[D / 2], d_scores[QUERIES / 2], d_queries[32];
+    u32 d_weights[QUERIES / 16][4];
+    UNROLL
+    for (int i = 0; i < D / 2; i++) d_keys[i] = 0.0f;
+    u32 query = work.first_tile * QUERIES;
+    ROLLED
+    for (u32 step = 0; step < work.steps; step++) {
+        mbarrier_wait(Shape::queries_full(step), Shape::phase(step));
+        if (query + QUERIES > work.length) clear_passing<D>(place.thread, step, work.length - query);
+        mbarrier_wait(Shape::d_outs_full(step), Shape::out_phase(step));
+        multiply_rows<D>(d_scores, Shape::values(), 0, Shape::d_outs(step));
+        wgmma_wait<0>();
+        wgmma_fence_registers(d_scores);
+        barrier_sync(HANDED_OVER, 256);
+        const Sight sees{query + 2 * (lane() % 4), work.first + place.row, work.length, args.causal};
+        const auto weight = [&](int n) { return load<4>(Shape::weights(place.thread - 128) + n * 512); };
+        make_gradients(d_scores, weight, Shape::delta(step), at_edge<D>(work, query, args.causal), sees);
+        sync_warp();
+        release(Shape::d_outs_empty(step));
+        pack_sums(d_weights, d_scores);
+        // The other warpgroup has read those of the step before: it handed over weights since.
+        UNROLL
+        for (int k = 0; k < QUERIES / 16; k++) Shape::d_scores(step).store(place.warp_row, k, d_weights[k]);
+        fence_proxy_async();
+        barrier_sync(BOTH, 256);
+        multiply_scores<D>(d_queries, Shape::d_scores(step), Shape::PIECES);
+        add_weighted<D>(d_keys, d_weights, Shape::queries(step));
+        wgmma_wait<1>();
+        wgmma_fence_registers(d_queries);
+        store_part<D>(place, d_queries, Shape::PIECES * step, work.start);
+        multiply_scores<D>(d_queries, Shape::d_scores(step), Shape::PIECES + 1);
+        wgmma_wait<1>();
+        wgmma_fence_registers(d_keys);
+        release(Shape::queries_empty(step));
+        wgmma_wait<0>();
+        wgmma_fence_registers(d_queries);
+        store_part<D>(place, d_queries, Shape::PIECES * step + 1, work.start);
+        query = query + QUERIES < work.length ? query + QUERIES : work.first_tile * QUERIES;
+    }
+    // The other warpgroup has read the keys.
+    barrier_sync(BOTH, 256);
+    store_gradient<D>(work, place, Shape::keys(), 0, d_keys, args.scale, args.d_k, args.d_k_stride, args.head_dim);
+}
 
 template <int D> KERNEL(384, 1) void attention_backward_sm90(const GRID_CONSTANT AttentionBackwardHopper args) {
     using Shape = Layout<D>;
-    constexpr u32 KEYS = Shape::OWN_ROWS, BLOCK = 1, OWN = 2;
-    // Each warpgroup computes one of the two pieces of a tile of d_q; where there is one, they compute it by turns.
+    constexpr u32 KEYS = Shape::OWN_ROWS, PIECES = Shape::PIECES;
+    // As in `consume`.
     constexpr bool BY_TURNS = D == 64;
-    static_assert(D == 64 || D == 128, "a tile of d_q has a piece for each warpgroup, or one");
+    static_assert(D == 64 || D == 128 || D == 256, "a tile of d_q has as many pieces for each warpgroup, or one");
 
-    u32 sequence, tile;
+    Work work;
+    u32 tile;
     const auto length_of = [&](u32 s) { return args.cu_seqlens[s + 1] - args.cu_seqlens[s]; };
-    if (!find_tile(block_index(), args.sequences, [&](u32 s) { return ceil_div(length_of(s), KEYS); }, sequence, tile)) return;
-    const u32 start = args.cu_seqlens[sequence], length = length_of(sequence), blocks = ceil_div(length, KEYS), key_head = block_index(1);
+    if (!find_tile(block_index(), args.sequences, [&](u32 s) { return ceil_div(length_of(s), KEYS); }, work.sequence, tile)) return;
+    work.start = args.cu_seqlens[work.sequence];
+    work.length = length_of(work.sequence);
+    work.key_head = block_index(1);
+    work.blocks = ceil_div(work.length, KEYS);
     // Under a causal mask the first block has the most work, and goes first unless turns are taken from the last on.
-    const u32 block = args.turns ? blocks - 1 - tile : tile, first = block * KEYS;
+    work.block = args.turns ? work.blocks - 1 - tile : tile;
+    work.first = work.block * KEYS;
     // Queries before the block's first key see none of it under a causal mask.
-    const u32 first_tile = args.causal ? first / QUERIES : 0, tiles = ceil_div(length, u32(QUERIES)) - first_tile, steps = args.shared_by * tiles;
-    const u32 first_head = key_head * args.shared_by;
+    work.first_tile = args.causal ? work.first / QUERIES : 0;
+    work.tiles = ceil_div(work.length, u32(QUERIES)) - work.first_tile;
+    work.steps = args.shared_by * work.tiles;
+    const u32 first_head = work.key_head * args.shared_by;
 
     if (warp_uniform() == 0 && elect_one()) {
         prefetch_tensor_map(args.q);
@@ -160,13 +492,17 @@ template <int D> KERNEL(384, 1) void attention_backward_sm90(const GRID_CONSTANT
         prefetch_tensor_map(args.k);
         prefetch_tensor_map(args.v);
         mbarrier_init(Shape::own_full(), 1);
-        for (u32 i = 0; i < 2; i++) {
+        for (u32 i = 0; i < Shape::STAGES; i++) {
             mbarrier_init(Shape::queries_full(i), 1);
-            mbarrier_init(Shape::d_outs_full(i), 1);
             mbarrier_init(Shape::queries_empty(i), 8);
+        }
+        for (u32 i = 0; i < Shape::OUT_STAGES; i++) {
+            mbarrier_init(Shape::d_outs_full(i), 1);
             mbarrier_init(Shape::d_outs_empty(i), 8);
-            mbarrier_init(Shape::part_full(i), 4);
-            mbarrier_init(Shape::part_empty(i), 1);
+        }
+        for (u32 group = 0; group < 2; group++) {
+            mbarrier_init(Shape::part_full(group), 4);
+            mbarrier_init(Shape::part_empty(group), 1);
         }
         fence_barrier_init();
     }
@@ -178,23 +514,24 @@ template <int D> KERNEL(384, 1) void attention_backward_sm90(const GRID_CONSTANT
         if (own == 0 && elect_one()) {
             mbarrier_arrive_expect(Shape::own_full(), 2 * Shape::Own::BYTES);
             for (u32 piece = 0; piece < D / 64; piece++) {
-                tma_load_3d(Shape::keys().piece(piece), args.k, Shape::own_full(), piece * 64, key_head, start + first, cache_evict_first);
-                tma_load_3d(Shape::values().piece(piece), args.v, Shape::own_full(), piece * 64, key_head, start + first, cache_evict_first);
+                const u32 row = work.start + work.first;
+                tma_load_3d(Shape::keys().piece(piece), args.k, Shape::own_full(), piece * 64, work.key_head, row, cache_evict_first);
+                tma_load_3d(Shape::values().piece(piece), args.v, Shape::own_full(), piece * 64, work.key_head, row, cache_evict_first);
             }
             u32 step = 0;
             ROLLED
             for (u32 head = first_head; head < first_head + args.shared_by; head++) {
-                u64 numbers = (u64(head) * args.slots + slot_of(start, sequence, first_tile)) * QUERIES;
-                u32 row = start + first_tile * QUERIES;
+                u64 numbers = (u64(head) * args.slots + slot_of(work.start, work.sequence, work.first_tile)) * QUERIES;
+                u32 row = work.start + work.first_tile * QUERIES;
                 ROLLED
-                for (u32 i = 0; i < tiles; i++) {
+                for (u32 i = 0; i < work.tiles; i++) {
                     const Shared<u64> queries_full = Shape::queries_full(step), d_outs_full = Shape::d_outs_full(step);
                     mbarrier_wait(Shape::queries_empty(step), Shape::phase(step) ^ 1);
                     mbarrier_arrive_expect(queries_full, Shape::Passing::BYTES + QUERIES * 4);
                     for (u32 piece = 0; piece < D / 64; piece++)
                         tma_load_3d(Shape::queries(step).piece(piece), args.q, queries_full, piece * 64, head, row, cache_evict_last);
                     bulk_load(Shape::lse(step), args.lse + numbers, QUERIES * 4, queries_full);
-                    mbarrier_wait(Shape::d_outs_empty(step), Shape::phase(step) ^ 1);
+                    mbarrier_wait(Shape::d_outs_empty(step), Shape::out_phase(step) ^ 1);
                     mbarrier_arrive_expect(d_outs_full, Shape::Passing::BYTES + QUERIES * 4);
                     for (u32 piece = 0; piece < D / 64; piece++)
                         tma_load_3d(Shape::d_outs(step).piece(piece), args.d_out, d_outs_full, piece * 64, head, row, cache_evict_last);
@@ -205,33 +542,37 @@ template <int D> KERNEL(384, 1) void attention_backward_sm90(const GRID_CONSTANT
                 }
             }
         } else if ((own == 1 || own == 2) && elect_one()) {
-            const u32 group = own - 1, piece = BY_TURNS ? 0 : group;
+            const u32 group = own - 1, first_piece = BY_TURNS ? 0 : group * PIECES;
             u32 step = 0, part = 0;
             ROLLED
             for (u32 head = first_head; head < first_head + args.shared_by; head++) {
-                Global<u32> turn = args.turns + (2 * (u64(head) * args.slots + slot_of(start, sequence, first_tile)) + piece);
-                Global<float> to = args.sums + ((u64(head) * (D / 64) + piece) * args.tokens + start + first_tile * QUERIES) * 64;
+                Global<u32> turn = args.turns + (2 * (u64(head) * args.slots + slot_of(work.start, work.sequence, work.first_tile)) + (BY_TURNS ? 0 : group));
+                Global<float> to = args.sums + ((u64(head) * (D / 64) + first_piece) * args.tokens + work.start + work.first_tile * QUERIES) * 64;
                 ROLLED
-                for (u32 query = first_tile * QUERIES; query < length; query += QUERIES) {
+                for (u32 query = work.first_tile * QUERIES; query < work.length; query += QUERIES) {
                     if (!BY_TURNS || step % 2 == group) {
                         // The last block that adds to this tile is the first.
-                        const u32 before = (args.causal ? min(query + QUERIES - 1, length - 1) / KEYS : blocks - 1) - block;
-                        mbarrier_wait(Shape::part_full(group), part & 1);
-                        if (args.turns) {
-                            while (load_acquire(turn) != before) {
+                        const u32 before = (args.causal ? min(query + QUERIES - 1, work.length - 1) / KEYS : work.blocks - 1) - work.block;
+                        UNROLL
+                        for (u32 i = 0; i < PIECES; i++) {
+                            mbarrier_wait(Shape::part_full(group), part & 1);
+                            if (args.turns && i == 0) {
+                                while (load_acquire(turn) != before) {
+                                }
+                                fence_proxy_async_global();
                             }
-                            fence_proxy_async_global();
+                            const u32 bytes = min(work.length - query, u32(QUERIES)) * 256;
+                            bulk_reduce_add(to + u64(i) * args.tokens * 64, Shape::part(group), bytes, cache_evict_last);
+                            bulk_commit();
+                            if (args.turns && i == PIECES - 1) {
+                                bulk_wait<0>();
+                                store_release(turn, before + 1);
+                            } else {
+                                bulk_wait_read<0>();
+                            }
+                            mbarrier_arrive(Shape::part_empty(group));
+                            part++;
                         }
-                        bulk_reduce_add(to, Shape::part(group), min(length - query, u32(QUERIES)) * 256, cache_evict_last);
-                        bulk_commit();
-                        if (args.turns) {
-                            bulk_wait<0>();
-                            store_release(turn, before + 1);
-                        } else {
-                            bulk_wait_read<0>();
-                        }
-                        mbarrier_arrive(Shape::part_empty(group));
-                        part++;
                     }
                     turn += 2;
                     to += QUERIES * 64;
@@ -244,169 +585,19 @@ template <int D> KERNEL(384, 1) void attention_backward_sm90(const GRID_CONSTANT
     }
 
     registers_increase<232>();
-    const u32 thread = thread_index() - 128, group = warp_uniform() / 4 - 1, warp_row = warp_uniform() % 4 * 16, g = lane() / 4, t = lane() % 4;
-    const u32 row = group * 64 + warp_row + g;
-    float d_keys[D / 2], d_values[D / 2], scores[QUERIES / 2], d_scores[QUERIES / 2], d_queries[32];
-    u32 weights[QUERIES / 16][4], d_weights[QUERIES / 16][4];
-    UNROLL
-    for (int i = 0; i < D / 2; i++) d_keys[i] = d_values[i] = 0.0f;
-
-    // d = own rows times passing rows, over all columns.
-    const auto multiply_rows = [&](float (&d)[QUERIES / 2], typename Shape::Own own, typename Shape::Passing passing) {
-        const u64 a = own.rows(group * 64), b = passing.rows(0);
-        wgmma_fence_registers(d);
-        wgmma_fence();
-        UNROLL
-        for (int k = 0; k < D / 16; k++) {
-            const u64 a_step = advance_descriptor(a, Shape::Own::along_columns(k)), b_step = advance_descriptor(b, Shape::Passing::along_columns(k));
-            wgmma_m64<QUERIES, bf16>(d, a_step, b_step, k != 0);
-        }
-        wgmma_commit();
-    };
-    // d += weights times passing rows.
-    const auto add_weighted = [&](float (&d)[D / 2], u32 (&a)[QUERIES / 16][4], typename Shape::Passing passing) {
-        const u64 b = passing.columns(0);
-        wgmma_fence_registers(d);
-        UNROLL
-        for (int k = 0; k < QUERIES / 16; k++) wgmma_fence_registers(a[k]);
-        wgmma_fence();
-        UNROLL
-        for (int k = 0; k < QUERIES / 16; k++) wgmma_m64<D, bf16, true>(d, a[k], advance_descriptor(b, Shape::Passing::along_rows(k)), true);
-        wgmma_commit();
-    };
-    const auto release = [&](Shared<u64> empty) {
-        if (lane() == 0) mbarrier_arrive(empty);
-    };
-
     mbarrier_wait(Shape::own_full(), 0);
-    const bool partial = first + KEYS > length;
-    if (partial) {
-        clear_rows<256>(Shape::keys(), thread, length - first);
+    if (work.first + KEYS > work.length) {
+        clear_rows<256>(Shape::keys(), thread_index() - 128, work.length - work.first);
         fence_proxy_async();
-        barrier_sync(BLOCK, 256);
+        barrier_sync(BOTH, 256);
     }
-    // Tiles and fragments are of whole patterns of 8 rows: both rows of a thread lie alike in every tile.
-    const u32 token = start + g;
-    u32 query = first_tile * QUERIES;
-    ROLLED
-    for (u32 step = 0; step < steps; step++) {
-        mbarrier_wait(Shape::queries_full(step), Shape::phase(step));
-        if (query + QUERIES > length) {
-            // A box runs past the end of its sequence: what weights of 0 are multiplied by must be numbers.
-            mbarrier_wait(Shape::d_outs_full(step), Shape::phase(step));
-            clear_rows<256>(Shape::queries(step), thread, length - query);
-            clear_rows<256>(Shape::d_outs(step), thread, length - query);
-            fence_proxy_async();
-            barrier_sync(BLOCK, 256);
-        }
-        multiply_rows(scores, Shape::keys(), Shape::queries(step));
-        mbarrier_wait(Shape::d_outs_full(step), Shape::phase(step));
-        multiply_rows(d_scores, Shape::values(), Shape::d_outs(step));
-        wgmma_wait<1>();
-        wgmma_fence_registers(scores);
-
-        const bool edge = partial || query + QUERIES > length || (args.causal && query < first + KEYS - 1);
-        // Whether the query of a sum's column sees the key of its row.
-        const auto sees = [&](u32 i) {
-            const u32 at = query + i / 4 * 8 + 2 * t + i % 2, key = first + row + i / 2 % 2 * 8;
-            return at < length && key < length && at >= (args.causal ? key : 0);
-        };
-        const Shared<float> lse = Shape::lse(step) + 2 * t, delta = Shape::delta(step) + 2 * t;
-        UNROLL
-        for (int n = 0; n < QUERIES / 8; n++) {
-            const auto pair = load<2>(lse + 8 * n);
-            UNROLL
-            for (int e = 0; e < 4; e++) scores[4 * n + e] = exp2_fast(fma(scores[4 * n + e], args.scale_log2, -pair[e % 2]));
-        }
-        if (edge) {
-            UNROLL
-            for (int i = 0; i < QUERIES / 2; i++) {
-                if (!sees(i)) scores[i] = 0.0f;
-            }
-        }
-        wgmma_wait<0>();
-        wgmma_fence_registers(d_scores);
-        UNROLL
-        for (int n = 0; n < QUERIES / 8; n++) {
-            const auto pair = load<2>(delta + 8 * n);
-            UNROLL
-            for (int e = 0; e < 4; e++) d_scores[4 * n + e] = scores[4 * n + e] * (d_scores[4 * n + e] - pair[e % 2]);
-        }
-        if (edge) {
-            UNROLL
-            for (int i = 0; i < QUERIES / 2; i++) {
-                if (!sees(i)) d_scores[i] = 0.0f;
-            }
-        }
-        pack_sums(weights, scores);
-        pack_sums(d_weights, d_scores);
-        add_weighted(d_values, weights, Shape::d_outs(step));
-        // Two tiles take turns: whoever writes one has passed the barrier of the other, before which all have read this one.
-        const auto shared_scores = Shape::d_scores(step);
-        UNROLL
-        for (int k = 0; k < QUERIES / 16; k++) shared_scores.store(group * 64 + warp_row, k, d_weights[k]);
-        fence_proxy_async();
-        barrier_sync(BLOCK, 256);
-        const bool carries = !BY_TURNS || step % 2 == group;
-        if (carries) {
-            const u64 a = shared_scores.columns(0), b = Shape::keys().columns(BY_TURNS ? 0 : group);
-            wgmma_fence_registers(d_queries);
-            wgmma_fence();
-            UNROLL
-            for (int k = 0; k < int(KEYS) / 16; k++) {
-                const u64 a_step = advance_descriptor(a, Shape::Scores::along_rows(k)), b_step = advance_descriptor(b, Shape::Own::along_rows(k));
-                wgmma_m64<64, bf16, true, true>(d_queries, a_step, b_step, k != 0);
-            }
-            wgmma_commit();
-        }
-        add_weighted(d_keys, d_weights, Shape::queries(step));
-        wgmma_wait<1>();
-        wgmma_fence_registers(d_queries);
-        release(Shape::d_outs_empty(step));
-        if (carries) {
-            mbarrier_wait(Shape::part_empty(group), (BY_TURNS ? step / 2 : step) & 1 ^ 1);
-            const Shared<float> part = Shape::part(group);
-            UNROLL
-            for (int n = 0; n < 8; n++) {
-                UNROLL
-                for (int h = 0; h < 2; h++) {
-                    const u32 at = warp_row + g + 8 * h;
-                    const Vector<float, 2> pair{{d_queries[4 * n + 2 * h], d_queries[4 * n + 2 * h + 1]}};
-                    store(part + (at * 64 + place_of(2 * n + t / 2, token) * 4 + t % 2 * 2), pair);
-                }
-            }
-            fence_proxy_async();
-            sync_warp();
-            release(Shape::part_full(group));
-        }
-        wgmma_wait<0>();
-        wgmma_fence_registers(d_keys);
-        wgmma_fence_registers(d_values);
-        release(Shape::queries_empty(step));
-        query = query + QUERIES < length ? query + QUERIES : first_tile * QUERIES;
-    }
-
-    // Both warpgroups have read the keys.
-    barrier_sync(BLOCK, 256);
-    u32 fragments[D / 16][4];
-    pack_sums(fragments, d_keys, args.scale, args.scale);
-    UNROLL
-    for (int k = 0; k < D / 16; k++) Shape::keys().store(group * 64 + warp_row, k, fragments[k]);
-    pack_sums(fragments, d_values);
-    UNROLL
-    for (int k = 0; k < D / 16; k++) Shape::values().store(group * 64 + warp_row, k, fragments[k]);
-    barrier_sync(OWN + group, 128);
-    for (u32 i = thread % 128; i < 64 * (D / 8); i += 128) {
-        const u32 own = group * 64 + i / (D / 8), column = i % (D / 8) * 8;
-        if (first + own >= length || column >= args.head_dim) continue;
-        const u64 token = start + first + own;
-        const u32 at = key_head * args.head_dim + column;
-        store(args.d_k + token * args.d_k_stride + at, load<8>(Shape::keys().chunk(own, i % (D / 8))));
-        store(args.d_v + token * args.d_v_stride + at, load<8>(Shape::values().chunk(own, i % (D / 8))));
-    }
+    if constexpr (!Shape::APART) consume<D>(args, work);
+    else if (warp_uniform() < 8) consume_values<D>(args, work);
+    else consume_keys<D>(args, work);
 }
 
 INSTANCE(attention_prepare_sm90)
 INSTANCE(attention_finish_sm90)
 INSTANCE(attention_backward_sm90<64>)
 INSTANCE(attention_backward_sm90<128>)
+INSTANCE(attention_backward_sm90<256>)

@@ -41,7 +41,7 @@ pub fn check(device: Device, seed: u64) -> Result<(), String> {
 /// As of [`check`].
 pub fn check_hopper(device: Device, seed: u64) -> Result<(), String> {
     let mut random = case(device, seed);
-    let head_dims = [8, 40, 64, 64, 72, 128, 128, 136, 256];
+    let head_dims = [8, 40, 64, 64, 72, 128, 128, 136, 192, 256, 256];
     let head_dim = head_dims[random.below(head_dims.len() as u32) as usize];
     let kv_heads = 1 + random.below(2) as usize;
     let heads = kv_heads * [1, 1, 2, 3][random.below(4) as usize];

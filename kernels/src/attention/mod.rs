@@ -20,8 +20,8 @@
 //! keys over blocks by the size of the batch, unless [`Numerics::Invariant`] is chosen: then a block walks over all keys of its queries in the steps of
 //! [`forward`], and gives its bits, as on the host. Same call, same bits, unless [`Numerics::Unordered`] is chosen.
 //!
-//! Hopper has kernels of its own for bfloat16 in aligned rows (`cuda/hopper.rs`): forward to 256 elements a head, backward to 128, decoding to 256. Where
-//! numerics are to be invariant it takes the portable forward, which decoding shares.
+//! Hopper has kernels of its own for bfloat16 in aligned rows (`cuda/hopper.rs`), to 256 elements a head. Where numerics are to be invariant it takes the portable
+//! forward, which decoding shares.
 //!
 //! Sources: Dao et al., arXiv 2205.14135 and 2307.08691; Shah et al., arXiv 2407.08608; Ainslie et al., arXiv 2305.13245.
 

@@ -338,15 +338,17 @@ pub(super) struct BackwardVariant {
     name: &'static str,
     /// The most elements of a head.
     head_dim: usize,
+    /// Keys of a block.
+    keys: usize,
 }
 
 pub(super) const BACKWARD: &[BackwardVariant] = &[
-    BackwardVariant { name: "attention_backward_sm90<64>", head_dim: 64 },
-    BackwardVariant { name: "attention_backward_sm90<128>", head_dim: 128 },
+    BackwardVariant { name: "attention_backward_sm90<64>", head_dim: 64, keys: 128 },
+    BackwardVariant { name: "attention_backward_sm90<128>", head_dim: 128, keys: 128 },
+    BackwardVariant { name: "attention_backward_sm90<256>", head_dim: 256, keys: 64 },
 ];
 
-/// Keys of a block of the backward kernel, and queries of a step.
-const KEYS: usize = 128;
+/// Queries of a step of the backward kernel.
 const QUERIES: usize = 64;
 
 impl BackwardVariant {
@@ -354,10 +356,14 @@ impl BackwardVariant {
         self.head_dim / PIECE as usize
     }
 
-    /// Own keys and values; two stages of queries and d_out, of gradients of scores, of two numbers a query; two parts of d_q; 13 barriers.
+    /// Own keys and values; two stages of queries and one or two of d_out, as many of gradients of scores, weights that are handed over where there is one; two
+    /// parts of d_q; a number for each query of a stage; two barriers for each stage, four of the parts, one of the keys.
     fn shared(&self) -> usize {
-        let rows = (2 * KEYS + 4 * QUERIES) * self.head_dim * 2;
-        rows + 2 * KEYS * QUERIES * 2 + 2 * QUERIES * QUERIES * 4 + 4 * QUERIES * 4 + 13 * 8
+        let (stages, handed) =
+            if self.head_dim > 128 { (1, self.keys * QUERIES * 4) } else { (2, 0) };
+        let rows = (2 * self.keys + (2 + stages) * QUERIES) * self.head_dim * 2;
+        let scores = stages * self.keys * QUERIES * 2 + handed;
+        rows + scores + 2 * QUERIES * QUERIES * 4 + (2 + stages) * (QUERIES * 4 + 16) + 5 * 8
     }
 }
 
@@ -451,8 +457,8 @@ pub(super) fn backward<'a>(
     let arguments = AttentionBackwardHopper {
         q: map(&mut launch, q, q_at, QUERIES)?,
         d_out: map(&mut launch, d_out, d_out_at, QUERIES)?,
-        k: map(&mut launch, k, k_at, KEYS)?,
-        v: map(&mut launch, v, v_at, KEYS)?,
+        k: map(&mut launch, k, k_at, variant.keys)?,
+        v: map(&mut launch, v, v_at, variant.keys)?,
         d_k: launch.write(d_k),
         d_v: launch.write(d_v),
         sums: launch.write(&mut sums),
@@ -472,7 +478,7 @@ pub(super) fn backward<'a>(
         d_v_stride,
     };
     launch
-        .grid([tiles(tokens, KEYS, sequences), kv_heads, 1])
+        .grid([tiles(tokens, variant.keys, sequences), kv_heads, 1])
         .block(384)
         .shared(variant.shared())
         .run(&arguments)?;
@@ -595,5 +601,9 @@ mod tests {
         let dims = [8, 64, 72, 128, 136, 256, 264].map(|d| of(d).map(|found| found.head_dim));
         let expected = [Some(64), Some(64), Some(128), Some(128), Some(256), Some(256), None];
         assert_eq!(dims, expected);
+        let of = |head_dim| choose(BACKWARD, |variant| variant.head_dim, head_dim);
+        assert_eq!([8, 72, 136, 256, 264].map(|d| of(d).map(|found| found.keys)), {
+            [Some(128), Some(128), Some(64), Some(64), None]
+        });
     }
 }
