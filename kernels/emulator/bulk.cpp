@@ -100,6 +100,7 @@ void start_load(const std::shared_ptr<Load> &load, u32 to, u32 barrier, u32 bloc
         load->tiles.push_back(tile);
         load->barriers.push_back(find_copy_barrier(barrier_address, what));
         load->blocks |= 1u << tile.block->rank;
+        if (tile.block != self->block) tile.memory->note_visit(group, load->identity.actor.id, load->identity.actor.epoch);
         for (const Run &run : load->runs) {
             each_piece(tile, run, load->span, [&](const SharedPlace &piece, u32, u32 count) {
                 note_shared_write(piece, count, what);

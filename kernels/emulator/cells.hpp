@@ -43,8 +43,7 @@ template <class History, class Who, int READERS> class CellAccess {
         if (cell.write_epoch != 0) {
             const bool both_atomic = kind == AccessKind::ATOMIC && cell.flags & TheCell::ATOMIC_WRITE;
             if (!both_atomic && !over(cell.writer, cell.write_epoch)) return Conflict{Conflict::WITH_WRITE, u64(cell.writer)};
-            if (actor.asynchronous && kind == AccessKind::READ && !(cell.flags & TheCell::ASYNC_WRITE) &&
-                !history.fenced(actor, cell.writer, cell.write_epoch)) {
+            if (actor.asynchronous && !(cell.flags & TheCell::ASYNC_WRITE) && !history.fenced(actor, cell.writer, cell.write_epoch)) {
                 return Conflict{Conflict::UNFENCED, u64(cell.writer)};
             }
         }

@@ -160,6 +160,17 @@ void release(Knowledge &to, Thread *thread) {
     advance(group, thread);
 }
 
+void release_of_agents(Knowledge &to, Thread *thread) {
+    Group &group = *thread->block->group;
+    if (!group.races || thread->clock == nullptr) return;
+    ClockPool &pool = *group.clocks;
+    Clock *agents = pool.copy(thread->clock);
+    agents->foreign = 0;
+    std::fill(agents->times, agents->times + group.threads, 0u);
+    pool.replace(to.clock, pool.join(to.clock, agents));
+    pool.drop(agents);
+}
+
 void acquire(const Knowledge &from, Thread *thread) {
     Group &group = *thread->block->group;
     if (!group.races) return;
@@ -228,8 +239,6 @@ void meet_group(Group &group) {
 void fence_to_async(Thread *thread) {
     Group &group = *thread->block->group;
     if (!group.races) return;
-    ClockPool &pool = *group.clocks;
-    pool.replace(thread->fenced, pool.join(thread->fenced, thread->clock));
     thread->fence_epoch = thread->epoch;
     advance(group, thread);
 }

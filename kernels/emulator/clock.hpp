@@ -79,6 +79,8 @@ bool knows_foreign(const Foreign &known, u64 group, u32 who, u32 epoch);
 //
 // The thread's past is added to what the meeting point holds; its next steps are not part of it.
 void release(Knowledge &to, Thread *thread);
+// What the thread knows of copies and of products is added, and nothing of what threads did.
+void release_of_agents(Knowledge &to, Thread *thread);
 // The thread learns what the meeting point holds.
 void acquire(const Knowledge &from, Thread *thread);
 void forget(Group &group, Knowledge &knowledge);
@@ -87,7 +89,7 @@ void join_knowledge(Group &group, Knowledge &to, const Knowledge &from);
 void meet_threads(Group &group, Thread *const *threads, u32 count);
 // As `meet_threads` for all threads of the group, those that returned included.
 void meet_group(Group &group);
-// What the thread did is ordered before the later accesses of asynchronous units that learn of it.
+// What the thread itself did, and nobody else, is ordered before the later accesses of asynchronous units that learn of it.
 void fence_to_async(Thread *thread);
 
 } // namespace emulator

@@ -74,7 +74,10 @@ u32 map_address(u32 address, u32 rank) {
 
 bool elect_one() {
     ballot(true);
-    return lane() == 0;
+    // The ISA says that it is the same lane each time, and not which.
+    const Warp &warp = *current_thread->warp;
+    Random random(current_worker->launch->request->seed + warp.id);
+    return lane() == random.below(WARP);
 }
 
 u32 registers_at_start(u32 threads) { return std::min(REGISTERS_OF_A_MULTIPROCESSOR / threads / 8 * 8, MOST_REGISTERS); }

@@ -172,6 +172,8 @@ struct Block {
     SharedMemory *shared = nullptr;
     std::vector<std::shared_ptr<Warpgroup>> warpgroups;
     u32 free_registers = 0;
+    // What its threads that have returned knew.
+    Clock *left = nullptr;
 };
 
 // The number under which clocks keep what the tensor memory accelerator has done for a block, and what a warpgroup's products have.

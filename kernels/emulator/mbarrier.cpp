@@ -39,11 +39,13 @@ void expect(MBarrier &barrier, u32 bytes) {
     if (barrier.bytes > MOST_BYTES) fail("an mbarrier expects %lld bytes: a phase counts at most %lld", barrier.bytes, MOST_BYTES);
 }
 
-void arrive(MBarrier &barrier) {
+// `relaxed`: what the thread itself did is not told.
+void arrive(MBarrier &barrier, bool relaxed = false) {
     Thread *self = current_thread;
     if (barrier.pending == 0) fail("more arrivals come to the mbarrier at byte %u of shared memory in one phase than its %u", barrier.offset, barrier.arrivals);
     barrier.pending--;
-    release(barrier.current, self);
+    if (relaxed) release_of_agents(barrier.current, self);
+    else release(barrier.current, self);
     complete_if_due(*self->block->group, barrier);
 }
 
@@ -82,10 +84,23 @@ void fence_barrier_init() {
 
 void mbarrier_arrive(Shared<u64> barrier) { arrive(find_barrier(barrier.address, "mbarrier_arrive")); }
 
-void mbarrier_arrive_cluster(Shared<u64> barrier, u32 rank) {
-    arrive(find_barrier(map_address(barrier.address, rank), "mbarrier_arrive_cluster"));
+namespace {
+
+void arrive_cluster(Shared<u64> barrier, u32 rank, bool relaxed, const char *what) {
+    const u32 address = map_address(barrier.address, rank);
+    MBarrier &found = find_barrier(address, what);
+    const SharedPlace place = find_shared(address, BARRIER_BYTES, BARRIER_BYTES, what);
+    note_own_visit(place);
+    // Within the own block it orders as any other.
+    arrive(found, relaxed && place.block != current_thread->block);
     maybe_yield();
 }
+
+} // namespace
+
+void mbarrier_arrive_cluster(Shared<u64> barrier, u32 rank) { arrive_cluster(barrier, rank, false, "mbarrier_arrive_cluster"); }
+
+void mbarrier_arrive_cluster_relaxed(Shared<u64> barrier, u32 rank) { arrive_cluster(barrier, rank, true, "mbarrier_arrive_cluster_relaxed"); }
 
 void mbarrier_expect(Shared<u64> barrier, u32 bytes) { expect(find_barrier(barrier.address, "mbarrier_expect"), bytes); }
 

@@ -10,6 +10,7 @@ void mbarrier_init(Shared<u64> barrier, u32 arrivals);
 void fence_barrier_init();
 void mbarrier_arrive(Shared<u64> barrier);
 void mbarrier_arrive_cluster(Shared<u64> barrier, u32 rank);
+void mbarrier_arrive_cluster_relaxed(Shared<u64> barrier, u32 rank);
 void mbarrier_expect(Shared<u64> barrier, u32 bytes);
 void mbarrier_arrive_expect(Shared<u64> barrier, u32 bytes);
 bool mbarrier_try_wait(Shared<u64> barrier, u32 phase);

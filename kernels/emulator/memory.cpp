@@ -43,11 +43,18 @@ void SharedMemory::reset(u32 bytes, bool watch_races) {
     async_readers.assign((bytes + ASYNC_UNIT - 1) / ASYNC_UNIT, 0);
     async_reads = 0;
     barriers.clear();
+    visitors.clear();
     if (bytes) {
         // What was never written is not a number, should its check be switched off.
         std::memset(data, 0xff, bytes);
         std::memset(state, NEVER_WRITTEN, bytes);
     }
+}
+
+void SharedMemory::note_visit(const Group &group, u32 who, u32 epoch) {
+    if (!group.races) return;
+    if (visitors.empty()) visitors.resize(group.clocks->entries());
+    visitors[who] = epoch;
 }
 
 MBarrier *SharedMemory::find_barrier(u32 offset) {
@@ -79,6 +86,11 @@ bool SharedMemory::read_by_async(u32 offset, u32 bytes) const {
         if (async_readers[unit]) return true;
     }
     return false;
+}
+
+void note_own_visit(SharedPlace place) {
+    const Thread *self = current_thread;
+    if (place.block != self->block) place.memory->note_visit(*place.block->group, self->id, self->epoch);
 }
 
 void Buffer::look_at_run(u64 offset) {
@@ -217,6 +229,7 @@ void note_unusual_write(SharedPlace place, u32 bytes, const char *what) {
 
 void read_shared(void *to, u32 address, u32 bytes, u32 alignment) {
     const SharedPlace place = find_shared(address, bytes, alignment, "a read");
+    note_own_visit(place);
     check_shared_read(place, bytes, "a read");
     order_shared(place, bytes, AccessKind::READ, actor_of(current_thread), "a read");
     copy_bytes(to, place.data(), bytes);
@@ -224,6 +237,7 @@ void read_shared(void *to, u32 address, u32 bytes, u32 alignment) {
 
 void write_shared(u32 address, const void *from, u32 bytes, u32 alignment) {
     const SharedPlace place = find_shared(address, bytes, alignment, "a write");
+    note_own_visit(place);
     note_shared_write(place, bytes, "a write");
     order_shared(place, bytes, AccessKind::WRITE, actor_of(current_thread), "a write");
     copy_bytes(place.data(), from, bytes);

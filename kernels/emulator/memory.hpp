@@ -46,6 +46,8 @@ class SharedMemory {
     std::vector<u16> async_readers;
     u32 async_reads = 0;
     std::vector<std::unique_ptr<MBarrier>> barriers;
+    // By the number of a thread or agent of another block: the epoch of its last access; empty where there was none.
+    std::vector<u32> visitors;
 
     SharedMemory() = default;
     SharedMemory(const SharedMemory &) = delete;
@@ -54,6 +56,9 @@ class SharedMemory {
 
     // Memory of a new block: nothing is written.
     void reset(u32 bytes, bool watch_races);
+
+    // A thread or agent of another block of the group accesses the memory; the block may not end before it knows that this is over.
+    void note_visit(const Group &group, u32 who, u32 epoch);
 
     MBarrier *find_barrier(u32 offset);
     MBarrier &make_barrier(u32 offset);
@@ -89,6 +94,9 @@ struct GlobalPlace {
 // The place of `bytes` bytes, or the end of the launch when they may not be touched together. `what` names the access in the sentence.
 GlobalPlace find_global(u64 address, u32 bytes, u32 alignment, bool write, const char *what);
 SharedPlace find_shared_slow(u32 address, u32 bytes, u32 alignment, const char *what);
+
+// The running thread accesses the place itself, which may be another block's.
+void note_own_visit(SharedPlace place);
 
 inline SharedPlace find_shared(u32 address, u32 bytes, u32 alignment, const char *what) {
     Block *block = current_thread->block;

@@ -92,7 +92,7 @@ Text describe(const Conflict &conflict, const Group &group, u64 group_number, u3
     Text result;
     switch (conflict.kind) {
     case Conflict::UNFENCED:
-        snprintf(result.text, sizeof result.text, "may not see what %s stored there: fence_proxy_async must come between, and then a barrier", other.c_str());
+        snprintf(result.text, sizeof result.text, "is not ordered after what %s stored there: fence_proxy_async must come between, by who stored it, and then a barrier", other.c_str());
         break;
     case Conflict::WITH_READ: snprintf(result.text, sizeof result.text, "races with a read by %s: nothing orders one after the other", other.c_str()); break;
     default: snprintf(result.text, sizeof result.text, "races with a write by %s: nothing orders one after the other", other.c_str());
@@ -252,6 +252,25 @@ void order_global_now(GlobalPlace place, u32 bytes, AccessKind kind, const Actor
     if (conflict.kind == Conflict::NONE) return;
     const Text text = describe(conflict, group, conflict.who >> GROUP_SHIFT, u32(conflict.who & THREAD_MASK));
     fail("%s of %u bytes at byte %llu of pointer %u %s", what, bytes, place.offset, u32(&buffer - launch.buffers.data()) + 1, text.text);
+}
+
+void leave_with_knowledge(Thread *thread) {
+    const Group &group = *thread->block->group;
+    if (!group.races || group.blocks.size() == 1) return;
+    ClockPool &pool = *group.clocks;
+    pool.replace(thread->block->left, pool.join(thread->block->left, thread->clock));
+}
+
+void check_visitors_gone(const Block &block) {
+    const Group &group = *block.group;
+    const std::vector<u32> &visitors = block.shared->visitors;
+    for (u32 who = 0; who < visitors.size(); who++) {
+        const u32 epoch = visitors[who];
+        if (epoch == 0 || (epoch <= group.floor && who < group.threads) || knows(block.left, who, epoch)) continue;
+        fail("the block's last thread returns, and nothing says that %s is done with the block's shared memory: cluster_arrive and cluster_wait must come "
+             "between",
+             name_of(group, group.number, who).c_str());
+    }
 }
 
 namespace {

@@ -34,6 +34,10 @@ struct Actor {
     bool asynchronous;
 };
 
+// A thread returns; and when the last one of a block has: whether some thread or copy of another block may still come to the block's shared memory.
+void leave_with_knowledge(Thread *thread);
+void check_visitors_gone(const Block &block);
+
 inline Actor actor_of(const Thread *thread) { return Actor{thread->id, thread->epoch, thread->clock, nullptr, false}; }
 
 template <class Who, int READERS> struct Cell {

@@ -118,7 +118,11 @@ void thread_main() {
     warp->exited |= 1u << self->lane;
     warp->ready &= ~(1u << self->position);
     self->block->exited++;
-    if (self->block->exited == self->block->threads.size()) check_block_done(*self->block);
+    leave_with_knowledge(self);
+    if (self->block->exited == self->block->threads.size()) {
+        check_block_done(*self->block);
+        check_visitors_gone(*self->block);
+    }
     group->running--;
     group->progress++;
     thread_left(self);
@@ -141,6 +145,7 @@ void prepare_block(Worker &worker, Group &group, Block &block, u32 rank, CopyQue
     block.index[2] = u32(number / request.grid[1]);
     block.exited = 0;
     block.free_registers = 0;
+    block.left = nullptr;
     block.threads.assign(request.block, Thread());
     block.warps.assign((request.block + WARP - 1) / WARP, Warp());
     for (NamedBarrier &barrier : block.barriers) barrier = NamedBarrier();

@@ -45,6 +45,8 @@ struct Product {
     u32 warps = 0;
     float *d[WARPGROUP] = {};
     u32 a_registers[WARPGROUP][4] = {};
+    // Where they were, and must be until the end.
+    const u32 *a_places[WARPGROUP] = {};
     std::vector<SharedPlace> pieces;
     std::shared_ptr<Tile> tile;
 };
@@ -223,6 +225,9 @@ void list_pieces(Product &product, std::vector<SharedPlace> &pieces) {
     const WgmmaShape &shape = product.shape;
     const auto add = [&](u64 word, u32 rows, bool transposed) {
         const MatrixDescriptor matrix = MatrixDescriptor::decode(word);
+        if (!transposed && matrix.span != 0 && matrix.leading > 16) {
+            fail("wgmma of rows that hold K, with a leading distance of %u bytes, which counts for nothing there and is to be 0", matrix.leading);
+        }
         if (transposed) {
             for (u32 k = 0; k < 16; k++) {
                 for (u32 mn = 0; mn < rows; mn += 8) pieces.push_back(find_shared(matrix.piece_along_mn(mn, k), 16, 16, "wgmma"));
@@ -292,6 +297,13 @@ void ProductGroup::land() {
     }
 }
 
+void check_a_unchanged(const Product &product, u32 warpgroup) {
+    for (u32 thread = 0; thread < WARPGROUP; thread++) {
+        if (std::memcmp(product.a_places[thread], product.a_registers[thread], sizeof product.a_registers[0]) == 0) continue;
+        fail("A in the registers of thread %u of warpgroup %u was written while wgmma read it: wgmma_wait must come first", thread, warpgroup);
+    }
+}
+
 // Lands this group's products after those of the groups before it, and gives their operands and accumulators free.
 void finish(Warpgroup &warpgroup, u64 number) {
     Group &all = *warpgroup.block->group;
@@ -303,6 +315,7 @@ void finish(Warpgroup &warpgroup, u64 number) {
         group.blocks = 0;
         warpgroup.over = std::max(warpgroup.over, group.epoch);
         for (const auto &product : group.products) {
+            if (product->a_in_registers) check_a_unchanged(*product, warpgroup.index);
             for (const SharedPlace &piece : product->pieces) piece.memory->end_async_read(piece.offset, 16);
             if (--product->tile->products == 0) give_back(warpgroup, product->tile);
         }
@@ -393,7 +406,9 @@ void start_wgmma(const WgmmaShape &shape, float *d, u64 a, const u32 *a_register
         const Operand &other = operand<Operand>(warp, i);
         check_same(product, other, i);
         product.d[rank * WARP + i] = other.d;
-        if (other.a_registers) std::memcpy(product.a_registers[rank * WARP + i], other.a_registers, sizeof product.a_registers[0]);
+        if (!other.a_registers) continue;
+        product.a_places[rank * WARP + i] = other.a_registers;
+        std::memcpy(product.a_registers[rank * WARP + i], other.a_registers, sizeof product.a_registers[0]);
     }
     const float *first = product.d[rank * WARP];
     const bool under_way = std::any_of(warpgroup.tiles.begin(), warpgroup.tiles.end(), [&](const auto &tile) { return tile->d[rank * WARP] == first; });

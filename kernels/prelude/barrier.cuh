@@ -23,13 +23,27 @@ DEVICE void mbarrier_arrive(Shared<u64> barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-/// One arrival at the barrier at the same place in the block `rank` of the cluster.
+/// One arrival at the barrier at the same place in the block `rank` of the cluster; what this thread has stored before is seen there after.
 DEVICE void mbarrier_arrive_cluster(Shared<u64> barrier, u32 rank) {
     asm volatile(
         "{\n"
         ".reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
         "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+        "}" ::"r"(shared_address(barrier)),
+        "r"(rank)
+        : "memory");
+}
+
+/// As `mbarrier_arrive_cluster`, for who has nothing to show to the other block: it tells that wgmma has read and copies have landed here, but
+/// nothing of what this thread itself has loaded or stored, for which the other waits until it has reached memory: too long for a main loop
+/// (PTX ISA: mbarrier.arrive with release semantics within the own block).
+DEVICE void mbarrier_arrive_cluster_relaxed(Shared<u64> barrier, u32 rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.release.cta.shared::cluster.b64 _, [remote];\n"
         "}" ::"r"(shared_address(barrier)),
         "r"(rank)
         : "memory");
@@ -88,6 +102,7 @@ using emulator::fence_proxy_async;
 using emulator::fence_proxy_async_global;
 using emulator::mbarrier_arrive;
 using emulator::mbarrier_arrive_cluster;
+using emulator::mbarrier_arrive_cluster_relaxed;
 using emulator::mbarrier_arrive_expect;
 using emulator::mbarrier_expect;
 using emulator::mbarrier_init;

@@ -42,6 +42,7 @@ template <class T> KERNEL(128) void copies(const GRID_CONSTANT Tensors<T> args) 
     mbarrier_wait(barrier, 0);
     mbarrier_arrive(barrier + 1);
     mbarrier_arrive_cluster(barrier + 1, next);
+    mbarrier_arrive_cluster_relaxed(barrier + 1, next);
     while (!mbarrier_try_wait(barrier + 1, 1)) {
     }
     const Shared<T> remote = map_shared(tile, next);

@@ -178,7 +178,7 @@ template <class C> struct Consumer {
         if constexpr (C::CLUSTER == 1) {
             if (lane() == 0) mbarrier_arrive(empty<C>(stage));
         } else {
-            if (lane() < C::CLUSTER) mbarrier_arrive_cluster(empty<C>(stage), lane());
+            if (lane() < C::CLUSTER) mbarrier_arrive_cluster_relaxed(empty<C>(stage), lane());
         }
     }
 
@@ -195,8 +195,9 @@ template <class C> struct Consumer {
         for (u32 step = 0; step < steps; step++) {
             const Shared<bf16> stage = shared<bf16>(ring.stage * C::STAGE_BYTES);
             // Along K, rows of 128 bytes follow each other; across, pieces of 64 rows or columns do.
-            const u64 a = matrix_descriptor(stage + piece * PIECE_ELEMENTS, PIECE, 1024, Swizzle::Bytes128);
-            const u64 b = matrix_descriptor(stage + C::PIECES_A * PIECE_ELEMENTS, PIECE, 1024, Swizzle::Bytes128);
+            constexpr u32 ACROSS_A = C::A_ALONG ? 0 : PIECE, ACROSS_B = C::B_ALONG ? 0 : PIECE;
+            const u64 a = matrix_descriptor(stage + piece * PIECE_ELEMENTS, ACROSS_A, 1024, Swizzle::Bytes128);
+            const u64 b = matrix_descriptor(stage + C::PIECES_A * PIECE_ELEMENTS, ACROSS_B, 1024, Swizzle::Bytes128);
             mbarrier_wait(full<C>(ring.stage), ring.phase);
             fence(sums);
             wgmma_fence();

@@ -18,7 +18,7 @@ enum class Swizzle : u32 { None = 0, Bytes128 = 1, Bytes64 = 2, Bytes32 = 3 };
 
 /// The descriptor of a matrix of two-byte elements in shared memory (PTX ISA: "Matrix descriptor format"). For the 128-byte swizzle:
 /// - rows hold K contiguous (not transposed): 64 elements of K are a row of 128 bytes, 8 rows a pattern of 1024; `stride` is the distance of
-///   patterns of 8 rows (1024 if dense), `leading` counts for nothing. A step of 16 along K adds 32 bytes to the start.
+///   patterns of 8 rows (1024 if dense), `leading` counts for nothing and is 0. A step of 16 along K adds 32 bytes to the start.
 /// - rows hold M or N contiguous (transposed): 64 elements of M or N are a row; `stride` is the distance of patterns of 8 along K (1024 if dense),
 ///   `leading` that of pieces of 64 along M or N. A step of 16 along K adds 2048 bytes to the start if dense.
 /// Without a swizzle, pieces of 8 rows of 16 bytes lie dense; `leading` is the distance of pieces along K, `stride` that along M or N, whatever is

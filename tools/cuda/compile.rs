@@ -142,7 +142,8 @@ fn by_message(messages: impl Iterator<Item = (String, &'static str)>) -> Vec<(St
     found
 }
 
-/// What must not be: errors, local memory that is not listed, a list that is out of date, serialised wgmma.
+/// What must not be: errors, local memory that is not listed, a list that is out of date, serialised wgmma, setmaxnreg that would never return,
+/// accesses before the wait for the kernel ahead.
 fn judge(outcomes: &[Outcome], allowed: &[Allowed]) -> Vec<String> {
     const LIST: &str = "tools/cuda/spills.txt";
     let mut faults = Vec::new();
@@ -169,6 +170,15 @@ fn judge(outcomes: &[Outcome], allowed: &[Allowed]) -> Vec<String> {
             let place = format!("{}: {instance}", source.name);
             let line = lines().find(|line| line.instance == *instance && line.chip == chip.name);
             let accepted = line.map_or(0, |line| line.bytes);
+            if figures.takes_too_many() {
+                fault(format!(
+                    "{place}: warpgroups take more registers than its {} threads of {} have, and would wait for ever",
+                    figures.threads, figures.registers
+                ));
+            }
+            if let Some(access) = &figures.early {
+                fault(format!("{place} touches memory before begin_grid: `{access}`"));
+            }
             let used = figures.local();
             if used > accepted {
                 let (stores, loads) = (figures.spill_stores, figures.spill_loads);

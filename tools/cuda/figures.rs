@@ -15,6 +15,10 @@ pub struct Figures {
     pub spill_loads: u32,
     /// Threads of a block at most, as KERNEL(...) says.
     pub threads: u32,
+    /// Registers of a thread after setmaxnreg, where one warpgroup gives some away and the others take them.
+    pub moved: Option<(u32, u32)>,
+    /// An access to memory before the wait for the kernel ahead, in a kernel that waits for it.
+    pub early: Option<String>,
 }
 
 impl Figures {
@@ -22,6 +26,14 @@ impl Figures {
     /// than once.
     pub fn local(&self) -> u32 {
         if self.stack > 0 { self.stack } else { self.spill_stores }
+    }
+
+    /// Whether warpgroups take more registers than the block has, and so wait for ever: the first warpgroup gives, the others take.
+    pub fn takes_too_many(&self) -> bool {
+        const WARPGROUP: u32 = 128;
+        let Some((given, taken)) = self.moved else { return false };
+        let others = self.threads.saturating_sub(WARPGROUP);
+        WARPGROUP * given + others * taken > self.threads * self.registers.next_multiple_of(8)
     }
 }
 
@@ -43,7 +55,43 @@ fn figures_of(log: &str, ptx: &str, symbol: &str) -> Option<Figures> {
         spill_stores: number_before(&part, " bytes spill stores")?,
         spill_loads: number_before(&part, " bytes spill loads")?,
         threads: threads_of(ptx, symbol)?,
+        moved: moved_registers(entry_of(ptx, symbol)?),
+        early: early_access(entry_of(ptx, symbol)?),
     })
+}
+
+/// An entry's text, and what follows it up to the next.
+fn entry_of<'a>(ptx: &'a str, symbol: &str) -> Option<&'a str> {
+    ptx.split(".entry ")
+        .find(|entry| entry.strip_prefix(symbol).is_some_and(|rest| rest.starts_with('(')))
+}
+
+fn moved_registers(entry: &str) -> Option<(u32, u32)> {
+    let to = |action: &str| -> Option<u32> {
+        let rest = entry.split(&format!("setmaxnreg.{action}.sync.aligned.u32 ")).nth(1)?;
+        rest[..rest.find(';')?].trim().parse().ok()
+    };
+    Some((to("dec")?, to("inc")?))
+}
+
+/// What the kernel ahead may have written is read after the wait, and what it may read is written after it. The compiler may not move accesses
+/// over the wait either.
+fn early_access(entry: &str) -> Option<String> {
+    const ACCESSES: [&str; 6] = ["ld.", "ldu.", "st.", "atom.", "red.", "cp."];
+    const ELSEWHERE: [&str; 4] = [".param", ".const", ".shared::cta", ".shared."];
+    let (before, _) = entry.split_once("griddepcontrol.wait")?;
+    let mut lines = before.lines().map(str::trim);
+    lines
+        .find(|line| {
+            let instruction = match line.strip_prefix('@') {
+                Some(guarded) => guarded.split_once(' ').map_or("", |(_, instruction)| instruction),
+                None => line,
+            };
+            let word = instruction.split_whitespace().next().unwrap_or_default();
+            ACCESSES.iter().any(|access| word.starts_with(access))
+                && !ELSEWHERE.iter().any(|space| word.contains(space))
+        })
+        .map(str::to_owned)
 }
 
 /// The number that ends where `unit` begins.
@@ -54,18 +102,17 @@ fn number_before(text: &str, unit: &str) -> Option<u32> {
 
 /// The directive `.maxntid x` of an entry.
 fn threads_of(ptx: &str, symbol: &str) -> Option<u32> {
-    let entry = ptx
-        .split(".entry ")
-        .find(|entry| entry.strip_prefix(symbol).is_some_and(|rest| rest.starts_with('(')))?;
+    let entry = entry_of(ptx, symbol)?;
     let rest = entry[..entry.find('{')?].split(".maxntid ").nth(1)?;
     rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())].parse().ok()
 }
 
-/// Messages of ptxas that say that it serialised wgmma or had to add waits (C7510 to C7519), and other warnings of the compiler.
+/// Messages of ptxas that say that it serialised wgmma or had to add waits (C7510 to C7519), or that it left setmaxnreg out, and other warnings of
+/// the compiler.
 pub fn warnings(log: &str) -> (Vec<String>, Vec<String>) {
     let (mut serialised, mut others) = (Vec::new(), Vec::new());
     for line in log.lines() {
-        if line.contains("(C751") {
+        if line.contains("(C751") || line.contains("'setmaxnreg' ignored") {
             serialised.push(
                 line.trim_start_matches("ptxas info").trim_start_matches([' ', ':']).to_owned(),
             );
@@ -104,11 +151,37 @@ mod tests {
             spill_stores: 12,
             spill_loads: 16,
             threads: 256,
+            ..Figures::default()
         };
         assert_eq!(
             found,
             [Some(a), Some(Figures { registers: 8, threads: 64, ..Figures::default() }), None]
         );
+    }
+
+    #[test]
+    fn registers_that_warpgroups_take_must_be_there() {
+        let entry = "setmaxnreg.dec.sync.aligned.u32 40;\nsetmaxnreg.inc.sync.aligned.u32 232;";
+        let moved = moved_registers(entry);
+        assert_eq!(moved, Some((40, 232)));
+        let figures = |registers| Figures { registers, threads: 384, moved, ..Figures::default() };
+        assert!(!figures(168).takes_too_many());
+        assert!(figures(160).takes_too_many());
+        assert_eq!(moved_registers("setmaxnreg.dec.sync.aligned.u32 40;"), None);
+    }
+
+    #[test]
+    fn memory_is_not_touched_before_the_kernel_ahead_has_ended() {
+        let early = |text: &str| {
+            early_access(&format!("{text}\n\tgriddepcontrol.wait;\n\tst.global.u32 [%rd1], %r1;"))
+        };
+        assert_eq!(early("ld.param.u64 %rd1, [k_param_0];\n\tst.shared.u32 [%r1], %r2;"), None);
+        assert_eq!(
+            early("\t@%p1 ld.global.nc.u32 %r1, [%rd1];").as_deref(),
+            Some("@%p1 ld.global.nc.u32 %r1, [%rd1];")
+        );
+        assert!(early("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r3}], [%r4];").is_some());
+        assert_eq!(early_access("ld.global.u32 %r1, [%rd1];"), None);
     }
 
     #[test]

@@ -121,6 +121,54 @@ KERNEL(128) void fault_proxy_fence(const HopperFault args) {
 }
 INSTANCE(fault_proxy_fence)
 
+// The fence belongs to whoever has stored, not to whoever starts the copy.
+KERNEL(128) void fault_proxy_fence_of_another(const HopperFault args) {
+    const Shared<float> tile = shared<float>(0);
+    tile[thread_index()] = 1.0f;
+    if (!args.broken) fence_proxy_async();
+    sync_block();
+    if (thread_index() == 0) {
+        if (args.broken) fence_proxy_async();
+        bulk_store(own_row(args), tile, 512);
+        bulk_commit();
+        bulk_wait<0>();
+    }
+}
+INSTANCE(fault_proxy_fence_of_another)
+
+// A copy over what was stored may come before the stores.
+KERNEL(128) void fault_proxy_fence_before_copy(const HopperFault args) {
+    const Shared<float> tile = shared<float>(0);
+    const Shared<u64> barrier = make_barrier(1);
+    tile[thread_index()] = 1.0f;
+    if (!args.broken) fence_proxy_async();
+    sync_block();
+    if (thread_index() == 0) {
+        mbarrier_arrive_expect(barrier, 512);
+        bulk_load(tile, args.in, 512, barrier);
+    }
+    mbarrier_wait(barrier, 0);
+    own_row(args)[thread_index()] = tile[thread_index()];
+}
+INSTANCE(fault_proxy_fence_before_copy)
+
+// The elected lane need not be the first: what it started, it waits for itself.
+KERNEL(128) void fault_elected_lane(const HopperFault args) {
+    const Shared<float> tile = shared<float>(0);
+    tile[thread_index()] = 1.0f;
+    fence_proxy_async();
+    sync_block();
+    if (warp() != 0) return;
+    const bool leads = elect_one();
+    if (leads) {
+        bulk_store(own_row(args), tile, 512);
+        bulk_commit();
+    }
+    sync_warp();
+    if (args.broken ? lane() == 0 : leads) bulk_wait<0>();
+}
+INSTANCE(fault_elected_lane)
+
 KERNEL(128) void fault_store_overwritten(const HopperFault args) {
     const Shared<float> tile = shared<float>(0);
     tile[thread_index()] = 1.0f;
@@ -208,6 +256,26 @@ KERNEL(128) void fault_wgmma_accumulator_touched(const HopperFault args) {
 }
 INSTANCE(fault_wgmma_accumulator_touched)
 
+KERNEL(128) void fault_wgmma_a_touched(const HopperFault args) {
+    float d[4] = {};
+    u32 a[4] = {1, 2, 3, 4};
+    fill_operands();
+    fence_proxy_async();
+    sync_block();
+    wgmma_fence_registers(a);
+    wgmma_fence();
+    wgmma_m64<8, bf16>(d, a, descriptor_b(), false);
+    wgmma_commit();
+    if (!args.broken) wgmma_wait<0>();
+    wgmma_fence_registers(a);
+    a[2] = 5;
+    wgmma_fence_registers(a);
+    wgmma_wait<0>();
+    wgmma_fence_registers(d);
+    own_row(args)[thread_index()] = d[0];
+}
+INSTANCE(fault_wgmma_a_touched)
+
 KERNEL(128) void fault_wgmma_fence(const HopperFault args) {
     float d[4] = {};
     fill_operands();
@@ -275,6 +343,46 @@ KERNEL(128) void fault_cluster_exit(const HopperFault args) {
     }
 }
 INSTANCE(fault_cluster_exit)
+
+// Whose arrival was not waited for may come to a block that has gone.
+KERNEL(128) void fault_cluster_arrival_at_exit(const HopperFault args) {
+    const Shared<u64> barrier = make_barrier(128);
+    cluster_arrive();
+    cluster_wait();
+    mbarrier_arrive_cluster(barrier, cluster_rank() ^ 1);
+    if (!args.broken) mbarrier_wait(barrier, 0);
+}
+INSTANCE(fault_cluster_arrival_at_exit)
+
+KERNEL(128) void fault_cluster_copy_at_exit(const HopperFault args) {
+    const u32 rank = cluster_rank();
+    const Shared<u64> barrier = make_barrier(1);
+    cluster_arrive();
+    cluster_wait();
+    if (thread_index() == 0) {
+        mbarrier_arrive_expect(barrier, 1024);
+        bulk_load_multicast(shared<float>(0) + 128 * rank, args.in + 128 * rank, 512, barrier, 3);
+    }
+    if (!args.broken) mbarrier_wait(barrier, 0);
+}
+INSTANCE(fault_cluster_copy_at_exit)
+
+// A relaxed arrival hands nothing over that threads have stored.
+KERNEL(128) void fault_cluster_relaxed(const HopperFault args) {
+    const u32 other = cluster_rank() ^ 1;
+    const Shared<float> tile = shared<float>(0);
+    const Shared<u64> barrier = make_barrier(128);
+    cluster_arrive();
+    cluster_wait();
+    tile[thread_index()] = 1.0f;
+    if (args.broken) mbarrier_arrive_cluster_relaxed(barrier, other);
+    else mbarrier_arrive_cluster(barrier, other);
+    mbarrier_wait(barrier, 0);
+    own_row(args)[thread_index()] = map_shared(tile, other)[thread_index()];
+    cluster_arrive();
+    cluster_wait();
+}
+INSTANCE(fault_cluster_relaxed)
 
 KERNEL(128) void fault_early_grid_access(const HopperFault args) {
     if (!args.broken) begin_grid();

@@ -81,6 +81,12 @@ const FAULTS: &[(&str, &[&str])] = &[
     ("fault_barrier_unknown", &["where no mbarrier was initialised"]),
     ("fault_early_release", &["races with", "before the asynchronous copy"]),
     ("fault_proxy_fence", &["fence_proxy_async must come between"]),
+    ("fault_proxy_fence_of_another", &["fence_proxy_async must come between, by who stored it"]),
+    ("fault_proxy_fence_before_copy", &["fence_proxy_async must come between"]),
+    (
+        "fault_elected_lane",
+        &["returns while a bulk store that it started may still read shared memory"],
+    ),
     ("fault_store_overwritten", &["which wgmma or a bulk store may still read"]),
     (
         "fault_store_abandoned",
@@ -89,10 +95,24 @@ const FAULTS: &[(&str, &[&str])] = &[
     ("fault_wgmma_proxy_fence", &["fence_proxy_async must come between"]),
     ("fault_wgmma_operand_overwritten", &["which wgmma or a bulk store may still read"]),
     ("fault_wgmma_accumulator_touched", &["was written while wgmma worked on it"]),
+    ("fault_wgmma_a_touched", &["was written while wgmma read it"]),
     ("fault_wgmma_fence", &["wgmma_fence must come between"]),
     ("fault_wgmma_missing_warp", &["in wgmma_wait, for warps of the warpgroup"]),
     ("fault_register_pool", &["registers_decrease to 232 registers by threads that have 224"]),
     ("fault_cluster_sync", &["races with a write by thread", "never written"]),
+    (
+        "fault_cluster_arrival_at_exit",
+        &["whose threads have all returned", "cluster_arrive and cluster_wait must come between"],
+    ),
+    (
+        "fault_cluster_copy_at_exit",
+        &[
+            "whose threads have all returned",
+            "cluster_arrive and cluster_wait must come between",
+            "while an asynchronous operation still uses",
+        ],
+    ),
+    ("fault_cluster_relaxed", &["races with a write by thread"]),
     ("fault_early_grid_access", &["before begin_grid, in a launch"]),
     ("fault_early_grid_return", &["returns without begin_grid"]),
     ("fault_cluster_exit", &["block 1 of the cluster, whose threads have all returned"]),
