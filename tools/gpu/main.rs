@@ -5,18 +5,19 @@
 //! check-list/run.sh results             # where the GPU is: runs everything, leaves JSON in a folder
 //! ```
 //!
-//! Parts: `parity` (random cases of every operation against its float64 oracle), `instructions` (the emulated device's table of
-//! instructions, on hardware), `steps` (forward and backward of layers of real models beside the host's), `sanitizers` (this program again under
+//! Parts: `instructions` (the emulated device's table of instructions, on hardware: what is misread there is wrong everywhere), `parity` (random cases
+//! of every operation against its float64 oracle), `steps` (forward and backward of layers of real models beside the host's), `sanitizers` (this program again under
 //! compute-sanitizer), `training` (a short run of `prime train`). How fast kernels are, and whether they are right at the sizes of real models, is
 //! what the benchmarks ask (`bench/`), which `tools/gpu/bench.sh` runs.
 
 mod machine;
 mod programs;
 mod steps;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -40,6 +41,9 @@ struct Arguments {
     /// Random cases of each operation
     #[arg(long, default_value_t = 200)]
     cases: u64,
+    /// Seconds after which an instruction or a case of an operation is given up, and the program ends
+    #[arg(long, default_value_t = 120)]
+    patience: u64,
     /// The `prime` program, for the part `training`
     #[arg(long, default_value = "prime")]
     prime: PathBuf,
@@ -48,7 +52,7 @@ struct Arguments {
     output: PathBuf,
 }
 
-const PARTS: [&str; 5] = ["parity", "instructions", "steps", "sanitizers", "training"];
+const PARTS: [&str; 5] = ["instructions", "parity", "steps", "sanitizers", "training"];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -82,6 +86,7 @@ fn check(arguments: &Arguments) -> Result<bool> {
     machine::make_ready(device)?;
     result["seconds_to_make_kernels_ready"] = json!(started.elapsed().as_secs_f64());
     let mut well = true;
+    watch::start(arguments.output.clone(), Duration::from_secs(arguments.patience));
     for part in PARTS.into_iter().filter(|part| wanted(part)) {
         let started = Instant::now();
         let found = match part {
@@ -127,7 +132,9 @@ fn parity(device: Device, cases: u64) -> Result<Value> {
         let started = Instant::now();
         let failures: Vec<String> = (0..cases)
             .filter_map(|seed| {
-                check(device, seed).err().map(|message| format!("seed {seed}: {message}"))
+                let outcome =
+                    watch::watched(|| format!("{name}, seed {seed},"), || check(device, seed));
+                outcome.err().map(|message| format!("seed {seed}: {message}"))
             })
             .collect();
         passed &= failures.is_empty();
@@ -152,7 +159,11 @@ fn instructions(device: Device) -> Result<Value> {
     };
     let mut passed = true;
     let mut found = serde_json::Map::new();
-    for (name, outcome) in prime_kernels::device::instructions::check(device, hopper) {
+    let outcomes = watch::watched(
+        || "the part `instructions`".to_owned(),
+        || prime_kernels::device::instructions::check(device, hopper),
+    );
+    for (name, outcome) in outcomes {
         passed &= outcome.is_ok();
         found.insert(
             name.to_owned(),

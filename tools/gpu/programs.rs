@@ -7,6 +7,9 @@ use anyhow::{Context, Result};
 use prime_runtime::Device;
 use serde_json::{Value, json};
 
+/// Seconds that a case may take there.
+const SANITIZED_PATIENCE: u64 = 1800;
+
 /// Cases of each operation under a sanitizer, which slows a kernel down a hundredfold.
 const SANITIZED_CASES: u64 = 6;
 
@@ -31,6 +34,7 @@ pub fn sanitizers(device: Device) -> Result<Value> {
             .arg(&this)
             .args(["--device", &device.to_string(), "--parts", "parity"])
             .args(["--cases", &SANITIZED_CASES.to_string()])
+            .args(["--patience", &SANITIZED_PATIENCE.to_string()])
             .arg("--output")
             .arg(folder.join(format!("{tool}.json")))
             .output()

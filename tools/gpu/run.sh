@@ -2,7 +2,7 @@
 # The whole check list, where the GPU is: beside gpu-check, prime and, if the machine has none of its own, NVRTC.
 #
 #   ./run.sh [RESULTS [gpu-check's arguments]]
-#   ./run.sh results --parts parity,instructions,steps   # the longest parts, sanitizers and training, another time
+#   ./run.sh results --parts instructions,parity,steps   # the longest parts, sanitizers and training, another time
 #
 # Speed is what bench.sh measures.
 set -uo pipefail
