@@ -6,7 +6,6 @@ use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
 use std::ptr::null_mut;
 
 use anyhow::{Result, ensure};
-use libloading::Library;
 use prime::bench::statistics::quantile;
 use serde_json::{Map, Value, json};
 
@@ -56,7 +55,6 @@ pub struct Clocks {
     power: Ask,
     temperature: AskOf,
     reasons: AskReasons,
-    _library: Library,
 }
 
 impl Clocks {
@@ -66,14 +64,14 @@ impl Clocks {
     /// When there is no NVML, or no such device.
     pub fn open(number: u32) -> Result<Clocks> {
         let (library, _) = open(&["libnvidia-ml.so.1", "libnvidia-ml.so"])?;
-        let init: unsafe extern "C" fn() -> c_int = function(&library, c"nvmlInit_v2")?;
+        let init: unsafe extern "C" fn() -> c_int = function(library, c"nvmlInit_v2")?;
         let by_index: unsafe extern "C" fn(c_uint, *mut Device) -> c_int =
-            function(&library, c"nvmlDeviceGetHandleByIndex_v2")?;
+            function(library, c"nvmlDeviceGetHandleByIndex_v2")?;
         let count: unsafe extern "C" fn(*mut c_uint) -> c_int =
-            function(&library, c"nvmlDeviceGetCount_v2")?;
+            function(library, c"nvmlDeviceGetCount_v2")?;
         // The first name is that of drivers from 535 on.
-        let reasons = function(&library, c"nvmlDeviceGetCurrentClocksEventReasons")
-            .or_else(|_| function(&library, c"nvmlDeviceGetCurrentClocksThrottleReasons"))?;
+        let reasons = function(library, c"nvmlDeviceGetCurrentClocksEventReasons")
+            .or_else(|_| function(library, c"nvmlDeviceGetCurrentClocksThrottleReasons"))?;
         let (mut device, mut devices) = (null_mut(), 0);
         // SAFETY: it may be called as often as one likes.
         done(unsafe { init() }, "nvmlInit")?;
@@ -88,11 +86,10 @@ impl Clocks {
         done(unsafe { by_index(number, &mut device) }, "nvmlDeviceGetHandleByIndex")?;
         Ok(Clocks {
             device,
-            clock: function(&library, c"nvmlDeviceGetClockInfo")?,
-            power: function(&library, c"nvmlDeviceGetPowerUsage")?,
-            temperature: function(&library, c"nvmlDeviceGetTemperature")?,
+            clock: function(library, c"nvmlDeviceGetClockInfo")?,
+            power: function(library, c"nvmlDeviceGetPowerUsage")?,
+            temperature: function(library, c"nvmlDeviceGetTemperature")?,
             reasons,
-            _library: library,
         })
     }
 

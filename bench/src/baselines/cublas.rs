@@ -15,7 +15,7 @@ use prime_kernels::matmul::Layout;
 use prime_runtime::cuda::{self, Event};
 use prime_runtime::{DType, Device, Tensor};
 
-use super::libraries::{Status, done, function, open};
+use super::libraries::{Status, done, function, open_versioned};
 
 type Handle = *mut c_void;
 /// `cudaDataType`, `cublasComputeType_t`, and attributes.
@@ -132,8 +132,6 @@ struct Light {
     heuristics: Heuristics,
     multiply: Multiply,
     destroy: Destroy,
-    /// The functions above are part of it.
-    _library: Library,
 }
 
 /// The functions of cuBLAS that are used here.
@@ -141,7 +139,6 @@ struct Full {
     handle: Handle,
     gemm: GemmEx,
     destroy: Destroy,
-    _library: Library,
 }
 
 /// Both libraries for a device.
@@ -183,24 +180,23 @@ impl Drop for Owned {
 
 impl Light {
     /// Resolves everything before anything is called.
-    fn of(library: Library) -> Result<Light> {
-        let create: Create = function(&library, c"cublasLtCreate")?;
+    fn of(library: &Library) -> Result<Light> {
+        let create: Create = function(library, c"cublasLtCreate")?;
         let mut light = Light {
             handle: null_mut(),
-            create_operation: function(&library, c"cublasLtMatmulDescCreate")?,
-            set_operation: function(&library, c"cublasLtMatmulDescSetAttribute")?,
-            destroy_operation: function(&library, c"cublasLtMatmulDescDestroy")?,
-            create_layout: function(&library, c"cublasLtMatrixLayoutCreate")?,
-            destroy_layout: function(&library, c"cublasLtMatrixLayoutDestroy")?,
-            create_preference: function(&library, c"cublasLtMatmulPreferenceCreate")?,
-            set_preference: function(&library, c"cublasLtMatmulPreferenceSetAttribute")?,
-            destroy_preference: function(&library, c"cublasLtMatmulPreferenceDestroy")?,
-            heuristics: function(&library, c"cublasLtMatmulAlgoGetHeuristic")?,
-            multiply: function(&library, c"cublasLtMatmul")?,
+            create_operation: function(library, c"cublasLtMatmulDescCreate")?,
+            set_operation: function(library, c"cublasLtMatmulDescSetAttribute")?,
+            destroy_operation: function(library, c"cublasLtMatmulDescDestroy")?,
+            create_layout: function(library, c"cublasLtMatrixLayoutCreate")?,
+            destroy_layout: function(library, c"cublasLtMatrixLayoutDestroy")?,
+            create_preference: function(library, c"cublasLtMatmulPreferenceCreate")?,
+            set_preference: function(library, c"cublasLtMatmulPreferenceSetAttribute")?,
+            destroy_preference: function(library, c"cublasLtMatmulPreferenceDestroy")?,
+            heuristics: function(library, c"cublasLtMatmulAlgoGetHeuristic")?,
+            multiply: function(library, c"cublasLtMatmul")?,
             destroy: nothing,
-            _library: library,
         };
-        let destroy = function(&light._library, c"cublasLtDestroy")?;
+        let destroy = function(library, c"cublasLtDestroy")?;
         // SAFETY: the place for the handle lives for the call.
         done(unsafe { create(&mut light.handle) }, "cublasLtCreate")?;
         light.destroy = destroy;
@@ -269,7 +265,7 @@ impl Cublas {
         // Its context is made, and current to this thread.
         cuda::ready(number)?;
         cuda::synchronize(number)?;
-        let (library, path) = open(&["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"])?;
+        let (library, path) = open_versioned("libcublasLt")?;
         let light = Light::of(library).with_context(|| path.clone())?;
         let most = WORKSPACES[WORKSPACES.len() - 1];
         let workspace = Tensor::zeros(Device::Cuda(number), DType::F32, &[most / 4])?;
@@ -430,15 +426,15 @@ fn addresses(set: &mut [Tensor]) -> [Handle; 3] {
 }
 
 fn full(number: u32, workspace: &Tensor) -> Result<Full> {
-    let (library, path) = open(&["libcublas.so.13", "libcublas.so.12", "libcublas.so"])?;
-    let create: Create = function(&library, c"cublasCreate_v2")?;
-    let destroy: Destroy = function(&library, c"cublasDestroy_v2")?;
-    let gemm: GemmEx = function(&library, c"cublasGemmEx")?;
+    let (library, path) = open_versioned("libcublas")?;
+    let create: Create = function(library, c"cublasCreate_v2")?;
+    let destroy: Destroy = function(library, c"cublasDestroy_v2")?;
+    let gemm: GemmEx = function(library, c"cublasGemmEx")?;
     type SetStream = unsafe extern "C" fn(Handle, Handle) -> Status;
     type SetWorkspace = unsafe extern "C" fn(Handle, Handle, usize) -> Status;
-    let set_stream: SetStream = function(&library, c"cublasSetStream_v2")?;
-    let set_workspace: SetWorkspace = function(&library, c"cublasSetWorkspace_v2")?;
-    let mut full = Full { handle: null_mut(), gemm, destroy: nothing, _library: library };
+    let set_stream: SetStream = function(library, c"cublasSetStream_v2")?;
+    let set_workspace: SetWorkspace = function(library, c"cublasSetWorkspace_v2")?;
+    let mut full = Full { handle: null_mut(), gemm, destroy: nothing };
     // SAFETY: the place for the handle lives for the call.
     done(unsafe { create(&mut full.handle) }, "cublasCreate").with_context(|| path)?;
     full.destroy = destroy;
@@ -528,7 +524,7 @@ mod tests {
     /// Where the library itself is at hand (`PRIME_CUDA_LIBRARIES`), it has every function that is used.
     #[test]
     fn a_library_that_is_there_has_all_functions() {
-        let Ok((library, path)) = open(&["libcublasLt.so.13", "libcublasLt.so.12"]) else { return };
+        let Ok((library, path)) = open_versioned("libcublasLt") else { return };
         match Light::of(library) {
             Ok(_) => (),
             // Without a GPU it does not start, which is the last thing that is tried.

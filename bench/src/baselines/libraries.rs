@@ -1,37 +1,27 @@
 //! NVIDIA's libraries, opened by the path at which they are found. Nothing else of this project uses them.
 
 use std::ffi::{CStr, c_int};
-use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use libloading::Library;
 use prime_runtime::cuda;
 
 /// What functions return; 0 is success.
 pub(crate) type Status = c_int;
 
-/// Opens the first of `names` in the folders of `PRIME_CUDA_LIBRARIES`, and then where the system's loader looks.
-pub(crate) fn open(names: &[&str]) -> Result<(Library, String)> {
-    let folders = std::env::var_os(cuda::LIBRARIES_VARIABLE).unwrap_or_default();
-    let below = ["", "lib64", "lib", "nvidia/cu13/lib", "nvidia/cublas/lib"];
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for name in names {
-        let places = std::env::split_paths(&folders);
-        let places = places.flat_map(|folder| below.map(|part| folder.join(part).join(name)));
-        paths.extend(places.filter(|path| path.is_file()));
-    }
-    paths.extend(names.iter().map(PathBuf::from));
-    for path in &paths {
-        // SAFETY: NVIDIA's libraries run no initialisers that a program could break by loading them.
-        if let Ok(library) = unsafe { Library::new(path) } {
-            return Ok((library, path.display().to_string()));
-        }
-    }
-    bail!(
-        "{} was found neither in the folders of {} nor by the system's loader; it comes with the CUDA toolkit and with PyTorch",
-        names[0],
-        cuda::LIBRARIES_VARIABLE
-    )
+/// Opens a library by one of its names, the first of them preferred. It stays open: NVIDIA's libraries are not made to be unmapped from a process
+/// that still talks to the device.
+pub(crate) fn open(names: &[&str]) -> Result<(&'static Library, String)> {
+    let (library, path) = cuda::find_library(names)?;
+    Ok((Box::leak(Box::new(library)), path.display().to_string()))
+}
+
+/// Opens a library of the toolkit, the newest version that works with this machine's driver.
+pub(crate) fn open_versioned(stem: &str) -> Result<(&'static Library, String)> {
+    let newest = cuda::driver_library().map_or(13, |driver| driver.version.0);
+    let mut names = vec![format!("{stem}.so")];
+    names.splice(0..0, [13, 12].iter().filter(|&&v| v <= newest).map(|v| format!("{stem}.so.{v}")));
+    open(&names.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// A function of a library, as the type that its header gives it.

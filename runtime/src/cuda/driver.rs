@@ -1,6 +1,7 @@
 //! The driver: the functions of `libcuda` that this crate calls, and what their refusals mean.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::mem::offset_of;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -40,7 +41,7 @@ functions! {
     cuEventCreate(event: *mut CUevent, flags: c_uint);
     cuEventRecord(event: CUevent, stream: CUstream);
     cuEventSynchronize(event: CUevent);
-    cuEventElapsedTime_v2(milliseconds: *mut f32, start: CUevent, end: CUevent);
+    cuEventElapsedTime_v2 or cuEventElapsedTime(milliseconds: *mut f32, start: CUevent, end: CUevent);
     cuEventDestroy_v2(event: CUevent);
     cuGraphInstantiateWithFlags(executable: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong);
     cuGraphGetNodes(graph: CUgraph, nodes: *mut CUgraphNode, count: *mut usize);
@@ -60,10 +61,31 @@ functions! {
     cuOccupancyMaxActiveClusters(clusters: *mut c_int, function: CUfunction, config: *const CUlaunchConfig);
 }
 
+/// What crosses the border by value or by reference, as `cuda.h` of CUDA 12.8, 12.9, 13.0 and 13.5 lays it out. The bindings are generated from 13.0.
+const _: () = {
+    assert!(size_of::<CUlaunchConfig>() == 56 && align_of::<CUlaunchConfig>() == 8);
+    assert!(offset_of!(CUlaunchConfig, sharedMemBytes) == 24);
+    assert!(offset_of!(CUlaunchConfig, hStream) == 32);
+    assert!(offset_of!(CUlaunchConfig, attrs) == 40);
+    assert!(offset_of!(CUlaunchConfig, numAttrs) == 48);
+    assert!(size_of::<CUlaunchAttribute>() == 72 && offset_of!(CUlaunchAttribute, value) == 8);
+    assert!(size_of::<CUlaunchAttributeValue>() == 64);
+    assert!(size_of::<CUtensorMap>() == 128 && align_of::<CUtensorMap>() >= 64);
+    assert!(size_of::<CUDA_MEMCPY2D>() == 128);
+    assert!(offset_of!(CUDA_MEMCPY2D, srcMemoryType) == 16);
+    assert!(offset_of!(CUDA_MEMCPY2D, srcDevice) == 32);
+    assert!(offset_of!(CUDA_MEMCPY2D, srcPitch) == 48);
+    assert!(offset_of!(CUDA_MEMCPY2D, dstMemoryType) == 72);
+    assert!(offset_of!(CUDA_MEMCPY2D, dstDevice) == 88);
+    assert!(offset_of!(CUDA_MEMCPY2D, dstPitch) == 104);
+    assert!(offset_of!(CUDA_MEMCPY2D, Height) == 120);
+    assert!(size_of::<CUgraphExecUpdateResultInfo>() == 24);
+};
+
 const NAMES: &[&str] = &["libcuda.so.1", "libcuda.so"];
 
 /// The driver's oldest version that has all of these functions.
-const OLDEST: &str = "CUDA 12.8, which are drivers 570 and newer";
+const OLDEST: &str = "CUDA 12.4, which are drivers 550 and newer";
 
 pub(super) const OUT_OF_MEMORY: u32 = CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32;
 const NO_DEVICE: u32 = CUresult::CUDA_ERROR_NO_DEVICE as u32;

@@ -8,7 +8,7 @@ use cudarc::driver::sys::{
 };
 
 use super::context::{Context, context};
-use super::nvrtc::Compiled;
+use super::nvrtc::{Compiled, nvrtc};
 use crate::{Error, Result};
 
 /// Blocks and threads of a launch.
@@ -69,12 +69,13 @@ impl Function {
         unsafe { context.driver.cuModuleLoadData(&mut module, compiled.cubin.as_ptr().cast()) }
             .map_err(|refusal| {
                 Error::Device(format!(
-                    "the code of `{expression}` does not load on cuda:{number} ({}, {}; the driver supports CUDA {}.{}): {}",
+                    "the code of `{expression}` does not load on cuda:{number} ({}, {}; the driver supports CUDA {}.{}): {}{}",
                     context.properties.name,
                     context.properties.chip.architecture(),
                     context.properties.driver.0,
                     context.properties.driver.1,
-                    Error::from(refusal)
+                    Error::from(refusal),
+                    too_new(context)
                 ))
             })?;
         let mut handle = std::ptr::null_mut();
@@ -126,6 +127,8 @@ impl Function {
     /// When the device has no clusters, or fails.
     pub fn clusters(&self, geometry: Geometry) -> Result<u32> {
         self.0.context.enter()?;
+        // Of the attributes of a launch, the question takes the cluster's size alone.
+        let geometry = Geometry { early: false, ..geometry };
         let mut attributes = Attributes::new(self.0.context, geometry);
         let config = configuration(self.0.context, geometry, &mut attributes);
         let mut clusters = 0;
@@ -138,6 +141,19 @@ impl Function {
             )
         }?;
         Ok(clusters.max(0) as u32)
+    }
+}
+
+/// Why a driver may not load code: it loads that of its own major version of CUDA and of older ones.
+fn too_new(context: &Context) -> String {
+    let driver = context.properties.driver.0;
+    match nvrtc() {
+        Ok(nvrtc) if nvrtc.version().0 > driver => format!(
+            "; it was compiled by NVRTC {}.{}, which is too new for this driver: install one of CUDA {driver}",
+            nvrtc.version().0,
+            nvrtc.version().1
+        ),
+        _ => String::new(),
     }
 }
 

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 
+use crate::{Error, Result};
+
 /// Folders to search before all others, separated as in `PATH`: each itself, and as an installation of CUDA or a
 /// folder of Python packages (`site-packages`).
 pub const LIBRARIES_VARIABLE: &str = "PRIME_CUDA_LIBRARIES";
@@ -102,10 +104,33 @@ pub(super) fn asked_for() -> Vec<PathBuf> {
 }
 
 fn below(folder: PathBuf) -> Vec<PathBuf> {
-    let inner = ["lib64", "lib", "nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"];
-    let inner = inner.map(|inner| folder.join(inner)).into_iter().filter(|place| place.is_dir());
-    let inner: Vec<PathBuf> = inner.collect();
+    let inner = ["lib64", "lib"].iter().chain(PACKAGES).map(|inner| folder.join(inner));
+    let inner: Vec<PathBuf> = inner.filter(|place| place.is_dir()).collect();
     std::iter::once(folder).chain(inner).collect()
+}
+
+/// Where Python's packages of CUDA 13 and 12 have their libraries, below `site-packages`.
+const PACKAGES: &[&str] = &["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "nvidia/cublas/lib"];
+
+/// A library of NVIDIA's by one of its names, the first of them preferred: in the folders of `PRIME_CUDA_LIBRARIES`, where the system's loader looks,
+/// and where driver, toolkit and packages of Python are.
+///
+/// # Errors
+/// A sentence that says where it was looked for.
+pub fn find_library(names: &[&str]) -> Result<(Library, PathBuf)> {
+    let mut search = Search::default();
+    let opened = search
+        .in_folders(asked_for(), names, |_| {})
+        .or_else(|| search.by_name(names))
+        .or_else(|| search.in_folders(driver_folders(), names, |_| {}))
+        .or_else(|| search.in_folders(toolkit_folders(), names, |_| {}));
+    match opened {
+        Some(Opened { library, path }) => Ok((library, path)),
+        None => Err(Error::Device(format!(
+            "{}; {LIBRARIES_VARIABLE} names folders to search first",
+            search.report(names)
+        ))),
+    }
 }
 
 /// Where systems keep the driver's library when their loader does not know it.
@@ -136,6 +161,13 @@ pub(super) fn toolkit_folders() -> Vec<PathBuf> {
             folders.extend(libraries_of_pythons(&Path::new(&root).join("lib")));
         }
     }
+    // The Python that would be started here, whose environment need not be activated.
+    let path = env::var_os("PATH").unwrap_or_default();
+    for bin in env::split_paths(&path).filter(|bin| bin.join("python3").exists()) {
+        if let Some(root) = bin.parent() {
+            folders.extend(libraries_of_pythons(&root.join("lib")));
+        }
+    }
     folders.push(PathBuf::from("/usr/local/cuda/lib64"));
     folders
         .extend(numbered(Path::new("/usr/local"), "cuda-").iter().map(|root| root.join("lib64")));
@@ -159,7 +191,7 @@ fn libraries_of_pythons(lib: &Path) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for python in numbered(lib, "python3") {
         for packages in ["site-packages", "dist-packages"] {
-            for package in ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"] {
+            for package in PACKAGES {
                 let folder = python.join(packages).join(package);
                 if folder.is_dir() {
                     folders.push(folder);
@@ -186,11 +218,13 @@ fn numbered(folder: &Path, prefix: &str) -> Vec<PathBuf> {
 /// Declares a table of a library's functions. Signatures are compared with cudarc's bindings when this is compiled; each
 /// function checks its result and names itself when it is not success.
 ///
+/// A function that an older library has under another name, with the same signature, is written `new or old`.
+///
 /// Results are read as numbers, not as the bindings' enumerations: a newer library may return one that they do not know.
 macro_rules! functions {
     (
         $(#[$meta:meta])* $table:ident from $bindings:ident returning $code:ty, failing with $failure:ident:
-        $($name:ident($($argument:ident: $type:ty),* $(,)?);)*
+        $($name:ident $(or $older:ident)? ($($argument:ident: $type:ty),* $(,)?);)*
     ) => {
         $(#[$meta])*
         #[allow(non_snake_case)]
@@ -207,7 +241,9 @@ macro_rules! functions {
                 $(
                     // SAFETY: the function of this name has this signature, as compared below.
                     let $name = *unsafe {
-                        library.get::<unsafe extern "C" fn($($type),*) -> u32>(stringify!($name))
+                        let found = library.get::<unsafe extern "C" fn($($type),*) -> u32>(stringify!($name));
+                        $(let found = found.or_else(|_| library.get(stringify!($older)));)?
+                        found
                     }.map_err(|_| stringify!($name))?;
                 )*
                 Ok($table { $($name,)* _library: library })

@@ -34,7 +34,7 @@ pub use context::{Chip, Properties, device_count, memory, properties, ready, str
 pub use event::Event;
 pub use graph::Graph;
 pub use kernel::{Function, Geometry, Resources, launch};
-pub use library::LIBRARIES_VARIABLE;
+pub use library::{LIBRARIES_VARIABLE, find_library};
 pub use nvrtc::{Compiled, OPTIONS};
 pub use program::{KERNELS_VARIABLE, Program, compile, compile_all, function, warm};
 pub use tensor_map::{MOST_TENSOR_DIMS, TensorTiles, tensor_map};

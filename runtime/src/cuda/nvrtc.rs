@@ -9,6 +9,7 @@ use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
 
 use super::context::Chip;
 use super::diagnostics;
+use super::driver::driver;
 use super::library::{self, LIBRARIES_VARIABLE, Opened, Search, functions};
 use super::program::Text;
 use crate::{Error, Result};
@@ -30,7 +31,9 @@ functions! {
     nvrtcGetCUBIN(program: nvrtcProgram, cubin: *mut c_char);
 }
 
-const NAMES: &[&str] = &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
+/// Names of the library by major version of CUDA, the newest first, and the name that says none.
+const VERSIONS: &[(u32, &str)] = &[(13, "libnvrtc.so.13"), (12, "libnvrtc.so.12")];
+const UNNUMBERED: &str = "libnvrtc.so";
 
 /// How every program is compiled, beside the chip. Lines are kept for profilers and `compute-sanitizer`; they cost no speed.
 pub const OPTIONS: &[&str] = &["--std=c++17", "--generate-line-info"];
@@ -72,7 +75,7 @@ pub(super) struct Nvrtc {
     version: (u32, u32),
     chips: Vec<u32>,
     // NVRTC looks for it by its bare name and finds it because it is mapped already.
-    _builtins: Option<libloading::Library>,
+    _builtins: Vec<libloading::Library>,
 }
 
 static NVRTC: OnceLock<std::result::Result<Nvrtc, String>> = OnceLock::new();
@@ -85,19 +88,32 @@ pub(super) fn nvrtc() -> Result<&'static Nvrtc> {
     NVRTC.get_or_init(load).as_ref().map_err(|message| Error::Device(message.clone()))
 }
 
+/// The names in the order in which they are looked for everywhere: first those whose code a driver of this major version loads, which is that of its own
+/// and of older ones, then the rest.
+fn names(driver: Option<u32>) -> [Vec<&'static str>; 2] {
+    let mut groups = [Vec::new(), vec![UNNUMBERED]];
+    for &(version, name) in VERSIONS {
+        groups[usize::from(driver.is_some_and(|driver| version > driver))].push(name);
+    }
+    groups
+}
+
 fn load() -> std::result::Result<Nvrtc, String> {
     let mut search = Search::default();
-    let mut builtins = None;
-    let mut in_folders = |search: &mut Search, folders: Vec<PathBuf>| {
-        search.in_folders(folders, NAMES, |path| builtins = open_builtins(path))
+    let mut builtins = Vec::new();
+    let mut in_folders = |search: &mut Search, folders: Vec<PathBuf>, names: &[&str]| {
+        search.in_folders(folders, names, |path| builtins = open_builtins(path))
     };
-    let opened = in_folders(&mut search, library::asked_for())
-        .or_else(|| search.by_name(NAMES))
-        .or_else(|| in_folders(&mut search, library::toolkit_folders()));
+    let groups = names(driver().ok().map(|driver| driver.version().0));
+    let opened = groups.iter().find_map(|names| {
+        in_folders(&mut search, library::asked_for(), names)
+            .or_else(|| search.by_name(names))
+            .or_else(|| in_folders(&mut search, library::toolkit_folders(), names))
+    });
     let Some(Opened { library, path }) = opened else {
         return Err(format!(
-            "the compiler NVRTC is not here: {}; install it with `pip install nvidia-cuda-nvrtc==13.0.88`, and name the folder `site-packages` in {LIBRARIES_VARIABLE} if that is a place of its own",
-            search.report(&NAMES[..2])
+            "the compiler NVRTC is not here: {}; install it with `pip install nvidia-cuda-nvrtc==13.0.88`, or nvidia-cuda-nvrtc-cu12 for a driver of CUDA 12, and name the folder `site-packages` in {LIBRARIES_VARIABLE} if that is a place of its own",
+            search.report(&VERSIONS.iter().map(|(_, name)| *name).collect::<Vec<_>>())
         ));
     };
     let missing = |name: &str| {
@@ -120,19 +136,16 @@ fn load() -> std::result::Result<Nvrtc, String> {
     Ok(Nvrtc { functions, words, path, version, chips, _builtins: builtins })
 }
 
-/// Opens the library of built-in functions that lies beside a compiler.
-fn open_builtins(nvrtc: &Path) -> Option<libloading::Library> {
-    let folder = nvrtc.parent()?;
-    let entries = std::fs::read_dir(folder).ok()?;
+/// Opens the libraries of built-in functions that lie beside a compiler; a folder may hold those of several versions.
+fn open_builtins(nvrtc: &Path) -> Vec<libloading::Library> {
+    let entries = nvrtc.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
     let name = |path: &PathBuf| Some(path.file_name()?.to_str()?.to_owned());
-    let mut found: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
+    paths
         .filter(|path| name(path).is_some_and(|name| name.starts_with("libnvrtc-builtins.so")))
-        .collect();
-    found.sort();
-    // SAFETY: a library of functions for compiled code, without initialisers.
-    found.iter().rev().find_map(|path| unsafe { libloading::Library::new(path) }.ok())
+        // SAFETY: a library of functions for compiled code, without initialisers.
+        .filter_map(|path| unsafe { libloading::Library::new(path) }.ok())
+        .collect()
 }
 
 type Identity = ((u32, u32), Vec<u32>);
@@ -330,5 +343,21 @@ impl Drop for Program<'_> {
     fn drop(&mut self) {
         // SAFETY: created in `new` and used by nobody after this.
         let _ = unsafe { self.nvrtc.functions.nvrtcDestroyProgram(&mut self.handle) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compiler_whose_code_the_driver_loads_comes_before_a_newer_one() {
+        let [first, rest] = names(Some(12));
+        assert_eq!(first, ["libnvrtc.so.12"]);
+        assert_eq!(rest, ["libnvrtc.so", "libnvrtc.so.13"]);
+        for newer in [names(Some(13)), names(Some(14)), names(None)] {
+            assert_eq!(newer[0], ["libnvrtc.so.13", "libnvrtc.so.12"]);
+            assert_eq!(newer[1], ["libnvrtc.so"]);
+        }
     }
 }

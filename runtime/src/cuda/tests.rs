@@ -270,7 +270,7 @@ fn a_driver_that_is_too_old_is_told_which_is_needed() {
         unsafe { std::env::set_var(LIBRARIES_VARIABLE, folder.path()) };
         let error = device_count().unwrap_err().to_string();
         assert!(
-            error.contains("has no function cuGetErrorName: it is older than CUDA 12.8"),
+            error.contains("has no function cuGetErrorName: it is older than CUDA 12.4"),
             "{error}"
         );
     });
@@ -545,6 +545,26 @@ fn events_measure_the_device_s_time() {
     alone("events_measure_the_device_s_time", &[], || {
         let (mut first, mut second) = (Event::new(0).unwrap(), Event::new(0).unwrap());
         assert!(second.milliseconds_since(&first).is_err(), "never set");
+        first.record().unwrap();
+        second.record().unwrap();
+        assert_eq!(second.milliseconds_since(&first).unwrap(), 1.5);
+    });
+}
+
+#[test]
+fn a_driver_of_cuda_12_measures_time_by_the_function_s_older_name() {
+    alone("a_driver_of_cuda_12_measures_time_by_the_function_s_older_name", &[], || {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/tests/driver.c");
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-pthread", "-DcuEventElapsedTime_v2=cuEventElapsedTime"])
+            .arg("-o")
+            .args([&folder.path().join("libcuda.so.1"), &source])
+            .status();
+        assert!(built.unwrap().success());
+        // SAFETY: this process runs this test alone.
+        unsafe { std::env::set_var(LIBRARIES_VARIABLE, folder.path()) };
+        let (mut first, mut second) = (Event::new(0).unwrap(), Event::new(0).unwrap());
         first.record().unwrap();
         second.record().unwrap();
         assert_eq!(second.milliseconds_since(&first).unwrap(), 1.5);
