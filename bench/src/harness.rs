@@ -6,12 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use prime_runtime::Device;
 use prime_runtime::cuda::{self, Event, Graph};
 
 use crate::clocks::{Clocks, Sample};
-use crate::work::{Comparison, Work};
+use crate::work::{Comparison, Contestant, Work};
 
 /// Rounds of a case that count. Criterion takes no fewer.
 pub const ROUNDS: usize = 10;
@@ -37,6 +37,8 @@ pub struct Measured {
     device: Device,
     counts: Vec<usize>,
     graphs: Vec<Option<Graph>>,
+    /// Others that failed: they are out, and the rest is measured.
+    out: Vec<bool>,
     /// Seconds of a call, by round and contestant.
     rounds: Vec<Vec<f64>>,
     /// The round that each contestant is asked for next.
@@ -49,33 +51,52 @@ impl Measured {
     /// Checks every contestant and finds out how many calls make a round. `recordable` work may be recorded as a graph.
     ///
     /// # Errors
-    /// When a contestant fails.
-    pub fn new(mut work: Work, device: Device, recordable: bool) -> Result<Measured> {
+    /// When one of ours fails.
+    pub fn new(work: Work, device: Device, recordable: bool) -> Result<Measured> {
         let count = work.contestants.len();
-        let mut checks = Vec::with_capacity(count);
-        for contestant in 0..count {
-            let name = work.contestants[contestant].name.clone();
-            checks.push(work.check(contestant).with_context(|| name)?);
-        }
         let mut measured = Measured {
             work,
-            checks,
+            checks: Vec::with_capacity(count),
             samples: Vec::new(),
             device,
             counts: vec![1; count],
             graphs: (0..count).map(|_| None).collect(),
+            out: vec![false; count],
             rounds: Vec::new(),
             cursors: vec![0; count],
             sets: vec![1; count],
         };
+        for contestant in 0..count {
+            let check = measured.work.check(contestant);
+            let nothing = Comparison { compared: 0, worst: f64::INFINITY };
+            let check = measured.or_out(contestant, check)?.unwrap_or(nothing);
+            measured.checks.push(check);
+        }
         // A device that simulates has no time that would mean anything.
-        if device == Device::Emulated || measured.checks.iter().any(|check| check.worst > 1.0) {
+        if !measured.is_timed() {
             return Ok(measured);
         }
         for contestant in 0..count {
-            measured.calibrate(contestant, recordable)?;
+            if !measured.out[contestant] {
+                let calibrated = measured.calibrate(contestant, recordable);
+                measured.or_out(contestant, calibrated)?;
+            }
         }
         Ok(measured)
+    }
+
+    /// Leaves out one of the others where it failed; passes on what one of ours failed of.
+    fn or_out<T>(&mut self, contestant: usize, outcome: Result<T>) -> Result<Option<T>> {
+        let who = &self.work.contestants[contestant];
+        match outcome {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if who.ours => Err(error.context(who.name.clone())),
+            Err(error) => {
+                self.work.absent.push((who.name.clone(), format!("it failed: {error:#}")));
+                self.out[contestant] = true;
+                Ok(None)
+            }
+        }
     }
 
     fn calibrate(&mut self, contestant: usize, recordable: bool) -> Result<()> {
@@ -98,8 +119,14 @@ impl Measured {
                     .try_for_each(|call| self.work.run(contestant, call));
                 Ok(())
             });
-            outcome?;
-            self.graphs[contestant] = Some(graph?);
+            match outcome.and(graph.map_err(Into::into)) {
+                Ok(graph) => self.graphs[contestant] = Some(graph),
+                Err(error) => {
+                    let what =
+                        format!("{} started call by call", self.work.contestants[contestant].name);
+                    self.work.about.insert(what, format!("{error:#}").into());
+                }
+            }
         }
         Ok(())
     }
@@ -138,6 +165,9 @@ impl Measured {
         let mut seconds = vec![0.0; count];
         for place in 0..count {
             let contestant = if backwards { count - 1 - place } else { place };
+            if self.out[contestant] {
+                continue;
+            }
             let calls = self.counts[contestant];
             seconds[contestant] = self.seconds(contestant, calls)? / calls as f64;
         }
@@ -155,7 +185,7 @@ impl Measured {
         calls: u64,
         clocks: Option<&Clocks>,
     ) -> Result<Duration> {
-        if !self.is_timed() {
+        if !self.is_timed() || self.out[contestant] {
             return Ok(Duration::from_nanos(calls));
         }
         let round = self.cursors[contestant];
@@ -169,7 +199,13 @@ impl Measured {
 
     /// Whether there is anything to time.
     pub fn is_timed(&self) -> bool {
-        self.device != Device::Emulated && self.checks.iter().all(|check| check.worst <= 1.0)
+        let mut checks = self.checks.iter().zip(&self.out);
+        self.device != Device::Emulated && checks.all(|(check, out)| *out || check.worst <= 1.0)
+    }
+
+    /// Those who took part: all but the others that failed.
+    pub fn contestants(&self) -> impl Iterator<Item = (usize, &Contestant)> {
+        self.work.contestants.iter().enumerate().filter(|(index, _)| !self.out[*index])
     }
 
     /// A contestant's seconds of a call, round by round, without the first round.
@@ -246,6 +282,27 @@ mod tests {
         }
         assert_eq!(log.borrow().len(), 8);
         assert_eq!(measured.seconds_of(0).len(), 3, "the first round warms up");
+    }
+
+    #[test]
+    fn another_that_fails_is_left_out_and_ours_is_measured() {
+        let log = Rc::new(RefCell::new(String::new()));
+        let fails = |_: &mut [prime_runtime::Tensor], _| anyhow::bail!("no algorithm");
+        let work = recorded(&log).other("c", fails);
+        let mut measured = Measured::new(work, Device::Cpu, false).unwrap();
+        assert_eq!(measured.work.absent, [("c".to_owned(), "it failed: no algorithm".to_owned())]);
+        log.borrow_mut().clear();
+        for _ in 0..2 {
+            measured.next(0, 1, None).unwrap();
+        }
+        assert_eq!(measured.next(2, 7, None).unwrap(), Duration::from_nanos(7));
+        assert_eq!(*log.borrow(), "abba");
+        let names: Vec<&str> = measured.contestants().map(|(_, who)| who.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+
+        let ours = recorded(&log).ours("d", fails);
+        let error = Measured::new(ours, Device::Cpu, false).err().unwrap();
+        assert_eq!(format!("{error:#}"), "d: no algorithm");
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod cases;
 pub mod ceilings;
 pub mod clocks;
 pub mod harness;
+pub mod record;
 pub mod shapes;
 pub mod steps;
 pub mod suite;

@@ -21,6 +21,7 @@ use crate::cases::{Case, GROUPS};
 use crate::ceilings;
 use crate::clocks::{self, Clocks};
 use crate::harness::{self, Measured, ROUND_SECONDS, ROUNDS};
+use crate::record::{FAILED, Record};
 use crate::shapes::Scale;
 use crate::work::Setup;
 
@@ -30,6 +31,8 @@ pub const DEVICES_VARIABLE: &str = "PRIME_BENCH_DEVICES";
 pub const SECONDS_VARIABLE: &str = "PRIME_BENCH_SECONDS";
 /// The file of results; the page is put beside it.
 pub const OUTPUT_VARIABLE: &str = "PRIME_BENCH_OUTPUT";
+/// Goes on behind what the file of results holds, where this is `yes`.
+pub const RESUME_VARIABLE: &str = "PRIME_BENCH_RESUME";
 
 /// Seconds for a device where the variable names no other number.
 const SECONDS: f64 = 400.0;
@@ -46,11 +49,22 @@ or one call, and 10 rounds count after one that warms up. Calls take turns throu
 three times (at least two, at most 256 copies). Inputs are uniform random numbers. Each result is compared with float64 before it is timed, at \
 sampled places where it is large. A time on a GPU is its own, from events, short kernels recorded as a graph; on the host it is the host's.";
 
-/// Runs what the arguments ask for, and says whether all of it was right.
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All of it was right.
+    Well,
+    /// Something was wrong, or failed.
+    Wrong,
+    /// A kernel took the device away from this process; another can go on behind it.
+    Lost,
+}
+
+/// Runs what the arguments ask for, and says how that ended.
 ///
 /// # Errors
 /// When a setting makes no sense, or the results cannot be written.
-pub fn run() -> Result<bool> {
+pub fn run() -> Result<Ending> {
     let seconds = match std::env::var(SECONDS_VARIABLE) {
         Ok(text) => text.parse().ok().filter(|seconds| *seconds > 0.0).with_context(|| {
             format!("{SECONDS_VARIABLE} is `{text}`, expected a number of seconds such as 300")
@@ -63,7 +77,7 @@ pub fn run() -> Result<bool> {
         .without_plots()
         .output_directory(&folder().join("criterion"))
         .configure_from_args();
-    let mut results = Results {
+    let results = Results {
         format: FORMAT,
         started: now(),
         finished: now(),
@@ -74,16 +88,30 @@ pub fn run() -> Result<bool> {
         cases: Vec::new(),
         skipped: Vec::new(),
     };
-    for device in devices(&mut results.skipped)? {
-        Run::new(device, seconds)?.groups(&mut criterion, &mut results)?;
+    let path = match std::env::var_os(OUTPUT_VARIABLE) {
+        Some(path) => PathBuf::from(path),
+        None => folder().join("results.json"),
+    };
+    let resume = std::env::var_os(RESUME_VARIABLE).is_some_and(|value| value == "yes");
+    let mut record = Record::open(path, resume, results)?;
+    for device in devices(&mut record.results.skipped)? {
+        if matches!(device, Device::Cuda(_)) {
+            record.watch();
+        }
+        if Run::new(device, seconds, &mut record)?.groups(&mut criterion, &mut record)?
+            == Ending::Lost
+        {
+            record.save()?;
+            return Ok(Ending::Lost);
+        }
     }
     criterion.final_summary();
     // Criterion has other modes: a list of all cases, or one call of each.
-    if results.cases.is_empty() {
-        return Ok(true);
+    if record.results.cases.is_empty() {
+        return Ok(Ending::Well);
     }
-    results.finished = now();
-    finish(&results)
+    record.save()?;
+    finish(record.path(), &record.results)
 }
 
 /// The devices that were asked for, or the host and the first GPU where there is one.
@@ -123,16 +151,19 @@ struct Run {
 }
 
 impl Run {
-    fn new(device: Device, seconds: f64) -> Result<Run> {
+    fn new(device: Device, seconds: f64, record: &mut Record) -> Result<Run> {
+        let mut about = about(device)?;
         if let Device::Cuda(number) = device {
             // All kernels at once on all cores, so that no case waits for one after another.
             let chip = cuda::properties(number)?.chip;
-            cuda::warm(number, &prime_kernels::device::instances(chip))?;
+            if let Err(error) = cuda::warm(number, &prime_kernels::device::instances(chip)) {
+                // The cases that need it say so again.
+                about.insert("not made ready".to_owned(), json!(error.to_string()));
+            }
         }
         let scale = if device == Device::Emulated { Scale::Tiny } else { Scale::Real };
         let setup =
             Setup { device, scale, cache: cache(device)?, baselines: Baselines::find(device) };
-        let mut about = about(device)?;
         let mut clocks = None;
         if let Device::Cuda(number) = device {
             match &setup.baselines.cublas {
@@ -145,7 +176,12 @@ impl Run {
                     about.insert("clocks".to_owned(), json!(format!("{error:#}")));
                 }
             }
-            warm(&setup)?;
+            // A kernel that fails here must not keep everything else from being measured.
+            let shown = device.to_string();
+            if !record.knows(&shown, WARM_UP, "") {
+                record.begin(&shown, WARM_UP, "")?;
+                record.end(&shown, WARM_UP, "", warm(&setup).map(|()| None))?;
+            }
         }
         let machine = Machine {
             device: device.to_string(),
@@ -153,45 +189,60 @@ impl Run {
             about,
             ceilings: ceilings::of(device)?,
         };
+        // The file is whole at every moment, and a report needs its machines.
+        record.results.machines.retain(|known| known.device != machine.device);
+        record.results.machines.push(machine.clone());
         Ok(Run { setup, machine, clocks, started: Instant::now(), seconds })
     }
 
-    fn groups(mut self, criterion: &mut Criterion, results: &mut Results) -> Result<()> {
+    fn groups(mut self, criterion: &mut Criterion, record: &mut Record) -> Result<Ending> {
         let whole: f64 = GROUPS.iter().map(|(_, part, _)| part).sum();
+        let device = self.setup.device.to_string();
         let mut until = 0.0;
         for (_, part, make) in GROUPS {
             // What a group leaves over is there for the next.
             until += self.seconds * part / whole;
             // The quickest first: what finds no time is what takes the most of it. They are shown in the order of the table.
-            let mut cases: Vec<(usize, Case)> = make(&self.setup).into_iter().enumerate().collect();
-            cases.sort_by(|a, b| self.predicted(&a.1).total_cmp(&self.predicted(&b.1)));
-            let (first, mut order) = (results.cases.len(), Vec::new());
-            for (place, case) in cases {
-                self.case(case, until, criterion, results);
-                order.resize(results.cases.len() - first, place);
+            let mut cases = make(&self.setup);
+            cases.iter().for_each(|case| record.place(&device, case.operation, &title(case)));
+            cases.sort_by(|a, b| self.predicted(a).total_cmp(&self.predicted(b)));
+            for case in cases {
+                if self.is_lost() {
+                    return Ok(Ending::Lost);
+                }
+                self.case(case, until, criterion, record)?;
             }
-            let mut measured: Vec<_> =
-                order.into_iter().zip(results.cases.drain(first..)).collect();
-            measured.sort_by_key(|(place, _)| *place);
-            results.cases.extend(measured.into_iter().map(|(_, case)| case));
         }
         self.machine.about.insert("load after".to_owned(), load());
-        results.machines.push(self.machine);
-        Ok(())
+        record.results.machines.retain(|known| known.device != self.machine.device);
+        record.results.machines.push(self.machine);
+        Ok(Ending::Well)
+    }
+
+    /// Whether a kernel has taken the device away from this process.
+    fn is_lost(&self) -> bool {
+        matches!(self.setup.device, Device::Cuda(number) if cuda::synchronize(number).is_err())
     }
 
     /// Measures a case where criterion wants it, or says why not.
-    fn case(&self, case: Case, until: f64, criterion: &mut Criterion, results: &mut Results) {
+    ///
+    /// # Errors
+    /// When the file of results cannot be written.
+    fn case(
+        &self,
+        case: Case,
+        until: f64,
+        criterion: &mut Criterion,
+        record: &mut Record,
+    ) -> Result<()> {
         let device = self.setup.device.to_string();
-        let title = format!("{}, {}", case.name, case.dtype);
+        let title = title(&case);
+        if record.knows(&device, case.operation, &title) {
+            return Ok(());
+        }
         if let Some(why) = self.too_much(&case, until) {
-            results.skipped.push(Skipped {
-                device,
-                operation: case.operation.to_owned(),
-                name: title,
-                why,
-            });
-            return;
+            record.skip(&device, case.operation, &title, why);
+            return Ok(());
         }
         let (unit, amount) = case.amount();
         let Case { operation, name, dtype, flops, bytes, contestants, recordable, make, .. } = case;
@@ -205,12 +256,14 @@ impl Run {
         });
         let mut make = Some(make);
         let measured: RefCell<Option<Result<Measured>>> = RefCell::new(None);
+        let begun = RefCell::new(&mut *record);
         for (index, contestant) in contestants.iter().enumerate() {
             let id = BenchmarkId::new(&title, contestant);
             group.bench_function(id, |bencher| {
                 bencher.iter_custom(|calls| {
                     let mut measured = measured.borrow_mut();
                     let made = measured.get_or_insert_with(|| {
+                        begun.borrow_mut().begin(&device, operation, &title)?;
                         let make = make.take().context("a case is made once")?;
                         Measured::new(make(&self.setup)?, self.setup.device, recordable)
                     });
@@ -230,42 +283,32 @@ impl Run {
             });
         }
         group.finish();
-        let Some(outcome) = measured.into_inner() else { return };
-        match outcome {
-            Ok(measured) => {
-                let mut about = measured.work.about.clone();
-                about.extend(clocks::summary(&measured.samples));
-                let case = bench::Case {
-                    device,
-                    operation: operation.to_owned(),
-                    name,
-                    dtype: dtype.to_string(),
-                    unit: unit.to_owned(),
-                    amount,
-                    flops,
-                    bytes,
-                    sets: measured.work.sets.len(),
-                    contestants: outcome_of(&measured),
-                    absent: measured.work.absent.clone(),
-                    about,
-                };
-                for contestant in &case.contestants {
-                    if contestant.check.is_some_and(|check| !check.passed()) {
-                        eprintln!("WRONG: {operation}, {title}, {}", contestant.name);
-                    }
+        let Some(outcome) = measured.into_inner() else { return Ok(()) };
+        let outcome = outcome.map(|measured| {
+            let mut about = measured.work.about.clone();
+            about.extend(clocks::summary(&measured.samples));
+            let case = bench::Case {
+                device: device.clone(),
+                operation: operation.to_owned(),
+                name,
+                dtype: dtype.to_string(),
+                unit: unit.to_owned(),
+                amount,
+                flops,
+                bytes,
+                sets: measured.work.sets.len(),
+                contestants: outcome_of(&measured),
+                absent: measured.work.absent.clone(),
+                about,
+            };
+            for contestant in &case.contestants {
+                if contestant.check.is_some_and(|check| !check.passed()) {
+                    eprintln!("WRONG: {operation}, {title}, {}", contestant.name);
                 }
-                results.cases.push(case);
             }
-            Err(error) => {
-                eprintln!("FAILED: {operation}, {title}: {error:#}");
-                results.skipped.push(Skipped {
-                    device,
-                    operation: operation.to_owned(),
-                    name: title,
-                    why: format!("{FAILED}{error:#}"),
-                });
-            }
-        }
+            Some(case)
+        });
+        record.end(&device, operation, &title, outcome)
     }
 
     /// Why a case is left out.
@@ -315,8 +358,13 @@ fn warm(setup: &Setup) -> Result<()> {
     })
 }
 
-/// How the reason of a case that failed begins.
-const FAILED: &str = "it failed: ";
+/// What the clocks are settled by, as the record calls it.
+const WARM_UP: &str = "warm-up";
+
+/// A case with its dtype, as tables show it.
+fn title(case: &Case) -> String {
+    format!("{}, {}", case.name, case.dtype)
+}
 
 fn outcome_of(measured: &Measured) -> Vec<Contestant> {
     let of = |(index, contestant): (usize, &crate::work::Contestant)| {
@@ -328,7 +376,7 @@ fn outcome_of(measured: &Measured) -> Vec<Contestant> {
             check: Some(Checked { compared: check.compared, worst: three_digits(check.worst) }),
         }
     };
-    measured.work.contestants.iter().enumerate().map(of).collect()
+    measured.contestants().map(of).collect()
 }
 
 /// JSON has no infinity, which what was never computed is off by.
@@ -336,19 +384,10 @@ fn three_digits(value: f64) -> f64 {
     format!("{:.2e}", value.min(1e300)).parse().unwrap_or(value)
 }
 
-/// Writes the file and the page, and says whether all is well.
-fn finish(results: &Results) -> Result<bool> {
-    let path = match std::env::var_os(OUTPUT_VARIABLE) {
-        Some(path) => PathBuf::from(path),
-        None => folder().join("results.json"),
-    };
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("the folder {} cannot be made", folder.display()))?;
-    }
-    bench::save(&path, results)?;
+/// Writes the page, and says whether all is well.
+fn finish(path: &Path, results: &Results) -> Result<Ending> {
     let page = path.with_extension("html");
-    let report = Report::new(vec![(name_of(&path), Found::Results(Box::new(results.clone())))]);
+    let report = Report::new(vec![(name_of(path), Found::Results(Box::new(results.clone())))]);
     prime_runtime::checkpoint::atomic_write(&page, report.to_html()?.as_bytes())?;
     println!("{}", report.to_markdown());
     let left_out = results.skipped.len();
@@ -361,7 +400,7 @@ fn finish(results: &Results) -> Result<bool> {
         case.contestants.iter().any(|who| who.check.is_some_and(|check| !check.passed()))
     };
     let failed = results.skipped.iter().any(|skipped| skipped.why.starts_with(FAILED));
-    Ok(!failed && !results.cases.iter().any(wrong))
+    Ok(if failed || results.cases.iter().any(wrong) { Ending::Wrong } else { Ending::Well })
 }
 
 /// Where results go that were not given a place: the build's own folder.
@@ -375,7 +414,8 @@ fn folder() -> PathBuf {
     }
 }
 
-fn now() -> String {
+/// Now, in UTC.
+pub(crate) fn now() -> String {
     clock::format("%FT%TZ", clock::now()).expect("the format is complete")
 }
 

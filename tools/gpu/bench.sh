@@ -5,25 +5,20 @@
 #   PRIME_BENCH_DEVICES=emulated ./bench.sh results    # a suite built with --features emulated, to see that everything works but the clock
 #
 # RESULTS is a folder. It gets the figures of kernels and steps beside cuBLAS, those of PyTorch where Python has it, one page of both, and what nvidia-smi says
-# before and after. What fails is said, and the rest is done nevertheless; the status is 0 if nothing did.
+# before and after. What fails is said, and the rest is done nevertheless; the status is 0 if nothing did. Everything is in its file as soon as it is measured.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 results=$(realpath -m "${1:-results}")
 filter=${2:-}
 mkdir -p "$results"
+# Where there is no NVRTC beside this script, that of the toolkit or of Python's packages is found; so is cuBLAS, which is not carried along.
 export PRIME_CUDA_LIBRARIES=${PRIME_CUDA_LIBRARIES:-$here}
-# The libraries of PyTorch's wheels, where there are some: cuBLAS is measured, and not carried along.
-python=$(command -v python3 || true)
-if [ -n "$python" ]; then
-    wheels=$("$python" -c 'import nvidia, os; print(os.path.dirname(list(nvidia.__path__)[0]))' 2>/dev/null || true)
-    [ -z "$wheels" ] || PRIME_CUDA_LIBRARIES=$PRIME_CUDA_LIBRARIES:$wheels
-fi
 export PRIME_BENCH_DEVICES=${PRIME_BENCH_DEVICES:-cuda}
-# Of 530 seconds, kernels are compiled in the first, and peers and the page have the last.
-export PRIME_BENCH_SECONDS=${PRIME_BENCH_SECONDS:-300}
+# Of 530 seconds the suite has 420, of which it starts in the first and measures for 300, and peers and the page have the rest.
+seconds=${PRIME_BENCH_SECONDS:-300}
 limit=${PRIME_BENCH_LIMIT:-420}
 peers=${PRIME_PEERS_SECONDS:-90}
-name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-')
+name=$(timeout 20 nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-')
 stem="$results/$(date -u +%Y-%m-%d)-${name:-${PRIME_BENCH_DEVICES%%:*}}"
 status=0
 
@@ -32,23 +27,44 @@ said() { # what failed, and how
     status=1
 }
 
-nvidia-smi -q -d CLOCK,POWER,PERFORMANCE,TEMPERATURE >"$stem-before.txt" 2>/dev/null || rm -f "$stem-before.txt"
-export PRIME_BENCH_OUTPUT="$stem-bench.json"
+clocks() { # before or after
+    timeout 20 nvidia-smi -q -d CLOCK,POWER,PERFORMANCE,TEMPERATURE >"$stem-$1.txt" 2>/dev/null || rm -f "$stem-$1.txt"
+}
+
 # Criterion keeps its own records in a folder `bench` below.
-(cd "$results" && timeout "$limit" "$here/suite" --bench ${filter:+"$filter"} >"$stem-bench.txt" 2>&1) || said "the suite ($stem-bench.txt has its words)" $?
+suite() { # seconds to measure, seconds to end in
+    (cd "$results" && PRIME_BENCH_SECONDS=$1 timeout -k 5 "$2" "$here/suite" --bench ${filter:+"$filter"} >>"$stem-bench.txt" 2>&1)
+}
+
+clocks before
+export PRIME_BENCH_OUTPUT="$stem-bench.json"
+rm -f "$PRIME_BENCH_OUTPUT" "$stem-bench.txt"
+suite "$seconds" "$limit"
+code=$?
+# A kernel that failed has taken the device from the process (75), or the process was ended by a signal: another goes on behind it.
+while [ $code -eq 75 ] || { [ $code -gt 124 ] && [ $code -ne 137 ]; }; do
+    said "a process of the suite ($stem-bench.txt has its words)" $code
+    left=$((limit - SECONDS))
+    [ $left -gt 20 ] || break
+    PRIME_BENCH_RESUME=yes suite $((left - 10 < seconds ? left - 10 : seconds)) "$left"
+    code=$?
+done
+[ $code -eq 0 ] || said "the suite ($stem-bench.txt has its words)" $code
 tail -4 "$stem-bench.txt"
-files=("$stem-bench.json")
-if [ -n "$python" ] && [ "$PRIME_BENCH_DEVICES" = cuda ] && "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-    if timeout "$peers" "$python" "$here/peers/gpu.py" --cases "$stem-bench.json" --seconds $((peers - 20)) --output "$stem-peers.json"; then
-        files+=("$stem-peers.json")
-    else
-        said "PyTorch's part" $?
-    fi
+files=()
+[ ! -e "$stem-bench.json" ] || files+=("$stem-bench.json")
+python=$(command -v python3 || true)
+if [ ${#files[@]} -gt 0 ] && [ -n "$python" ] && [ "$PRIME_BENCH_DEVICES" = cuda ] && timeout 60 "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    timeout -k 5 "$peers" "$python" "$here/peers/gpu.py" --cases "$stem-bench.json" --seconds $((peers - 20)) --output "$stem-peers.json" || said "PyTorch's part" $?
+    # What is done is in the file, whatever ended the rest.
+    [ ! -e "$stem-peers.json" ] || files+=("$stem-peers.json")
 else
-    echo "PyTorch is left out: $([ "$PRIME_BENCH_DEVICES" = cuda ] && echo 'there is none here that sees a GPU' || echo "the device is $PRIME_BENCH_DEVICES")"
+    echo "PyTorch is left out: $([ "$PRIME_BENCH_DEVICES" = cuda ] && echo 'there is none here that sees a GPU, or nothing was measured' || echo "the device is $PRIME_BENCH_DEVICES")"
 fi
-"$here/prime" bench report "${files[@]}" --output "$stem-bench.html" >"$stem-bench.md" || said "the page" $?
-nvidia-smi -q -d CLOCK,POWER,PERFORMANCE,TEMPERATURE >"$stem-after.txt" 2>/dev/null || rm -f "$stem-after.txt"
+if [ ${#files[@]} -gt 0 ]; then
+    timeout 60 "$here/prime" bench report "${files[@]}" --output "$stem-bench.html" >"$stem-bench.md" || said "the page" $?
+fi
+clocks after
 rm -rf "$results/bench"
 ls -l "$results"
 exit $status

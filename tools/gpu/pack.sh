@@ -2,11 +2,16 @@
 # Builds the check list, the benchmarks and the program, and puts them with NVRTC into a folder that can be carried to a machine with a GPU and
 # nothing else.
 #
-#   tools/gpu/pack.sh [FOLDER]
+#   tools/gpu/pack.sh [--without-nvrtc] [FOLDER]
 #
-# NVRTC is taken from tools/cuda/toolkit where `cargo run -p prime-tools --bin cuda -- install` has put it; without it the machine must
-# have its own.
+# NVRTC is taken from tools/cuda/toolkit where `cargo run -p prime-tools --bin cuda -- install` has put it. It is the largest part, and of CUDA 13: leave it out
+# for a machine that has its own (with PyTorch, or a toolkit), or a driver of CUDA 12, for which it is too new.
 set -euo pipefail
+nvrtc=yes
+if [ "${1:-}" = --without-nvrtc ]; then
+    nvrtc=no
+    shift
+fi
 folder=$(realpath -m "${1:-check-list}")
 cd "$(dirname "$0")/../.."
 
@@ -17,10 +22,14 @@ suite=$(cargo bench -p prime-bench --no-run --message-format json | grep -o '"ex
 mkdir -p "$folder/peers"
 cp target/release/prime target/release/gpu-check tools/gpu/run.sh tools/gpu/bench.sh "$folder"
 cp "$suite" "$folder/suite"
+# Lines of the sources are for debuggers; without them the programs are a quarter as large.
+strip --strip-debug "$folder/prime" "$folder/gpu-check" "$folder/suite"
 cp tools/peers/*.py "$folder/peers"
-if [ -d tools/cuda/toolkit ]; then
-    find tools/cuda/toolkit -name 'libnvrtc*.so*' -exec cp {} "$folder" \;
+if [ "$nvrtc" = no ]; then
+    rm -f "$folder"/libnvrtc*
+elif [ -d tools/cuda/toolkit ]; then
+    find -L tools/cuda/toolkit -name 'libnvrtc*.so*' -not -name '*.alt.*' -exec cp {} "$folder" \;
 else
-    echo "tools/cuda/toolkit is not there: the machine must have NVRTC of CUDA 12.8 or newer" >&2
+    echo "tools/cuda/toolkit is not there: the machine must have its own NVRTC" >&2
 fi
 du -sh "$folder"
