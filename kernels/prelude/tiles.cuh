@@ -166,7 +166,7 @@ template <class T, int D, int MT, int NT> DEVICE void multiply_rows(float (&c)[M
         }
     } else {
         const u32 g = lane() / 4, t = lane() % 4;
-        for (u32 k = 0; k < D / 4; k++) {
+        const auto add_products = [&](u32 k) {
             Vector<float, 4> left[MT][2];
             UNROLL
             for (int m = 0; m < MT; m++) {
@@ -185,6 +185,13 @@ template <class T, int D, int MT, int NT> DEVICE void multiply_rows(float (&c)[M
                     }
                 }
             }
+        };
+        if constexpr (D > 128) {
+            // Sums over so many columns leave no registers for what a second step would load ahead.
+            ROLLED
+            for (u32 k = 0; k < D / 4; k++) add_products(k);
+        } else {
+            for (u32 k = 0; k < D / 4; k++) add_products(k);
         }
     }
 }
