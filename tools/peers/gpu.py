@@ -331,16 +331,41 @@ def main() -> None:
     cache = machine["about"].get("last cache, bytes", 64 << 20)
     clock, started, begin = Clock(arguments.device), now(), time.monotonic()
     cases, skipped = [], []
-    # Each operation has its part of the time, training steps first: they are few.
-    order = {"train step": 0, "attention forward": 1, "attention backward": 2, "matmul": 3}
+    versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
+    if arguments.device == "cuda":
+        versions |= {"CUDA of torch": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+
+    def save() -> None:
+        """Writes what is known by now, so that whatever ends this process leaves it behind."""
+        results = {
+            "format": 1,
+            "started": started,
+            "finished": now(),
+            "command": shlex.join(["python", "tools/peers/gpu.py", *sys.argv[1:]]),
+            "commit": own["commit"],
+            "method": " ".join(__doc__.split("\n\n")[2].split()),
+            "machines": [{"device": machine["device"], "name": machine["name"], "about": versions, "ceilings": machine["ceilings"]}],
+            "cases": cases,
+            "skipped": skipped,
+        }
+        beside = arguments.output.with_name(arguments.output.name + ".new")
+        beside.write_text(json.dumps(results, indent=1) + "\n")
+        beside.replace(arguments.output)
+
+    failed = 0
+    # Few before many; training steps, which torch.compile may spend long on, behind what is quick.
+    order = {"attention forward": 0, "attention backward": 1, "train step": 2, "matmul": 3}
     for case in sorted(wanted, key=lambda c: order[c["operation"]]):
         about = {key: case[key] for key in ("device", "operation", "name", "dtype", "unit", "amount")}
+
+        def skip(why: str) -> None:
+            skipped.append({"device": case["device"], "operation": case["operation"], "name": f"{case['name']}, {case['dtype']}", "why": why})
+
         left = arguments.seconds - (time.monotonic() - begin)
         ours = [c["seconds"] for c in case["contestants"] if c["seconds"]]
         slow = ours and statistics.median(ours[0]) * ROUNDS * 4 > max(left / 4, 1)
         if left < 0 or slow:
-            why = "the time was used up" if left < 0 else "it would take too long here"
-            skipped.append({key: about[key] for key in ("device", "operation")} | {"name": f"{case['name']}, {case['dtype']}", "why": why})
+            skip("the time was used up" if left < 0 else "it would take too long here")
             continue
         try:
             made = MAKERS[case["operation"]](case, arguments.device, cache)
@@ -352,27 +377,22 @@ def main() -> None:
             seconds = rounds(clock, right, sets, recordable)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            skipped.append({key: about[key] for key in ("device", "operation")} | {"name": case["name"], "why": "it needs more memory than there is"})
+            skip("it needs more memory than there is")
+            continue
+        except Exception as error:  # whatever PyTorch, its compiler or a library of theirs raises: the other cases are measured
+            words = " ".join(str(error).split())[:300]
+            skip(f"it failed: {type(error).__name__}: {words}")
+            print(f"FAILED: {case['operation']}, {case['name']}, {case['dtype']}: {words}", file=sys.stderr, flush=True)
+            failed += 1
             continue
         entries = [{"name": name, "ours": False, "seconds": seconds.get(name, []), "check": checks[name]} for name in contestants]
         cases.append(about | {"flops": case.get("flops", 0), "bytes": case.get("bytes", 0), "sets": sets, "contestants": entries})
         shown = {name: f"{statistics.median(times) * 1e3:.4g} ms" for name, times in seconds.items()}
         print(f"{case['operation']}, {case['name']}, {case['dtype']}: {shown}", flush=True)
-    versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
-    if arguments.device == "cuda":
-        versions |= {"CUDA of torch": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
-    results = {
-        "format": 1,
-        "started": started,
-        "finished": now(),
-        "command": shlex.join(["python", "tools/peers/gpu.py", *sys.argv[1:]]),
-        "commit": own["commit"],
-        "method": " ".join(__doc__.split("\n\n")[2].split()),
-        "machines": [{"device": machine["device"], "name": machine["name"], "about": versions, "ceilings": machine["ceilings"]}],
-        "cases": cases,
-        "skipped": skipped,
-    }
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        save()
+    save()
+    if failed:
+        sys.exit(f"{failed} cases failed: see the file")
     if any(c["check"]["worst"] > 1 for case in cases for c in case["contestants"]):
         sys.exit("a result was wrong: see the file")
 
