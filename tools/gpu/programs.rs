@@ -29,8 +29,13 @@ pub fn sanitizers(device: Device) -> Result<Value> {
     let mut tools = serde_json::Map::new();
     let mut passed = true;
     for tool in ["memcheck", "racecheck", "initcheck", "synccheck"] {
-        let output = Command::new("compute-sanitizer")
-            .args(["--tool", tool, "--error-exitcode", "86", "--print-limit", "20"])
+        let mut command = Command::new("compute-sanitizer");
+        command.args(["--tool", tool, "--error-exitcode", "86", "--print-limit", "20"]);
+        if tool == "memcheck" {
+            // A launcher asks for a kernel's parameters until there is none: that call fails on purpose, and those that must not are checked by us.
+            command.args(["--report-api-errors", "no"]);
+        }
+        let output = command
             .arg(&this)
             .args(["--device", &device.to_string(), "--parts", "parity"])
             .args(["--cases", &SANITIZED_CASES.to_string()])

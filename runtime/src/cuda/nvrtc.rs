@@ -117,7 +117,10 @@ fn load() -> std::result::Result<Nvrtc, String> {
         ));
     };
     let missing = |name: &str| {
-        format!("NVRTC at {} has no function {name}; 12.0 or newer is needed", path.display())
+        format!(
+            "NVRTC at {} has no function {name}; 12.0 or newer is needed, and 12.9 for Hopper",
+            path.display()
+        )
     };
     // SAFETY: the function takes a result and gives text that lives as long as the library.
     let words = *unsafe {
