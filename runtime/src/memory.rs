@@ -1,9 +1,7 @@
 //! One aligned, zeroed block of a device's memory.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
-
-use memmap2::MmapMut;
 
 use crate::emulated::Registration;
 use crate::{Device, Error, Result, cuda};
@@ -11,9 +9,11 @@ use crate::{Device, Error, Result, cuda};
 /// Every buffer starts on such a boundary: one cache line, one AVX-512 register.
 pub(crate) const ALIGNMENT: usize = 64;
 
-/// Host blocks of so many bytes and more are pages of their own: zero without being written, and large ones where the system has them, so that
-/// products do not wait for address translation (1 to 2 % of a bfloat16 product of 2048 cubed on Zen 5).
-const PAGED: usize = 4 << 20;
+/// Host blocks of so many bytes and more are of large pages where the system has them, so that products do not wait for address translation (1 to 2 % of
+/// a bfloat16 product of 2048 cubed on Zen 5).
+const LARGE: usize = 4 << 20;
+/// A large page of x86-64, and of AArch64 with small pages of 4 KiB.
+const LARGE_PAGE: usize = 2 << 20;
 
 /// A block that frees itself.
 pub(crate) enum Allocation {
@@ -33,7 +33,7 @@ impl Allocation {
             Device::Cpu => Ok(Allocation::Host(HostBlock::new(device, bytes)?)),
             Device::Emulated => {
                 let block = HostBlock::new(device, bytes)?;
-                let registration = Registration::new(block.start, block.bytes);
+                let registration = Registration::new(block.start, block.layout.size());
                 Ok(Allocation::Emulated { _registration: registration, block })
             }
             // No memory of zero bytes exists on a device, and every tensor has an address.
@@ -55,9 +55,7 @@ impl Allocation {
 /// A block of host memory.
 pub(crate) struct HostBlock {
     start: NonNull<u8>,
-    bytes: usize,
-    /// What a large block consists of; a small one is the allocator's.
-    pages: Option<MmapMut>,
+    layout: Layout,
 }
 
 // SAFETY: the block is plain memory; who may touch which part is settled by the tensors carved from it,
@@ -69,32 +67,29 @@ unsafe impl Sync for HostBlock {}
 impl HostBlock {
     fn new(device: Device, bytes: usize) -> Result<Self> {
         let full = || Error::OutOfMemory { device, bytes, free: None, parts: Vec::new() };
-        if bytes >= PAGED {
-            let mut pages = MmapMut::map_anon(bytes).map_err(|_| full())?;
-            // Advice: a system without large pages goes on with small ones.
-            #[cfg(target_os = "linux")]
-            let _ = pages.advise(memmap2::Advice::HugePage);
-            let start = NonNull::new(pages.as_mut_ptr()).ok_or_else(full)?;
-            return Ok(HostBlock { start, bytes, pages: Some(pages) });
-        }
-        let bytes = bytes.max(ALIGNMENT);
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| full())?;
+        let is_large = bytes >= LARGE;
+        let alignment = if is_large { LARGE_PAGE } else { ALIGNMENT };
+        let layout =
+            Layout::from_size_align(bytes.max(ALIGNMENT), alignment).map_err(|_| full())?;
         // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(full)?;
-        Ok(HostBlock { start, bytes, pages: None })
+        let start = unsafe { if is_large { alloc(layout) } else { alloc_zeroed(layout) } };
+        let start = NonNull::new(start).ok_or_else(full)?;
+        if is_large {
+            // SAFETY: the block is of that size, and begins at a page. Advice: where there are no large pages, small ones remain.
+            #[cfg(target_os = "linux")]
+            unsafe {
+                libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+            }
+            // SAFETY: as above. This makes the pages, so it comes after the advice.
+            unsafe { start.write_bytes(0, bytes) };
+        }
+        Ok(HostBlock { start, layout })
     }
 }
 
 impl Drop for HostBlock {
     fn drop(&mut self) {
-        if self.pages.is_none() {
-            // SAFETY: allocated in `new` with this layout.
-            unsafe {
-                dealloc(
-                    self.start.as_ptr(),
-                    Layout::from_size_align_unchecked(self.bytes, ALIGNMENT),
-                );
-            }
-        }
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
