@@ -4,8 +4,11 @@ use std::process::Command;
 
 use anyhow::Result;
 use prime_model::clock;
+use prime_runtime::cuda::Chip;
 use prime_runtime::{Device, cuda};
 use serde_json::{Value, json};
+
+use super::items::TOLD;
 
 /// The device, its driver and compiler, and its clocks as they are now.
 pub fn describe(device: Device) -> Result<Value> {
@@ -69,9 +72,15 @@ pub fn now() -> String {
     clock::format("%FT%TZ", clock::now()).expect("the format is complete")
 }
 
-/// Compiles all kernels for a device on all cores, so that no part waits for one after another.
-pub fn make_ready(device: Device) -> Result<()> {
-    let Device::Cuda(number) = device else { return Ok(()) };
-    let chip = cuda::properties(number)?.chip;
-    Ok(cuda::warm(number, &prime_kernels::device::instances(chip))?)
+/// Compiles all kernels for a chip on all cores, so that no part waits for one after another. The chip need not be here.
+pub fn compile(chip: Chip) -> Value {
+    let results = cuda::compile_all(chip, &prime_kernels::device::instances(chip));
+    let kernels = results.len();
+    let mut failures: Vec<String> =
+        results.into_iter().filter_map(|result| Some(result.err()?.to_string())).collect();
+    let failed = failures.len();
+    // What is wrong with the compiler is said by every kernel.
+    failures.dedup();
+    failures.truncate(TOLD);
+    json!({ "passed": failed == 0, "cases": kernels, "failed": failed, "first_failures": failures })
 }

@@ -4,7 +4,7 @@
 //! Distances are relative Euclidean norms over all log-probabilities, and over all gradients. Float32 on the device may be away from the
 //! reference by what roundings of its sums explain; bfloat16 by twice what the host's own bfloat16 is.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use prime_model::{
     Activations, Architecture, Config, Decoder, Gradients, Limits, Mode, Pack, RopeScaling, Weights,
 };
@@ -13,13 +13,15 @@ use prime_runtime::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 /// Two layers of a published model, and the lengths of a pack.
-struct Shape {
-    name: &'static str,
+pub struct Shape {
+    /// What it is called.
+    pub name: &'static str,
     config: Config,
     lengths: &'static [usize],
 }
 
-fn shapes(device: Device) -> Vec<Shape> {
+/// What is compared on a device.
+pub fn shapes(device: Device) -> Vec<Shape> {
     let base = Config {
         architecture: Architecture::Qwen2,
         vocab_size: 32_768,
@@ -87,25 +89,17 @@ fn shapes(device: Device) -> Vec<Shape> {
     ]
 }
 
-/// Compares every shape.
-pub fn check(device: Device) -> Result<Value> {
-    let mut results = serde_json::Map::new();
-    let mut passed = true;
-    for shape in shapes(device) {
-        let result = compare(device, &shape).with_context(|| shape.name.to_owned())?;
-        passed &= result["passed"] == json!(true);
-        results.insert(shape.name.to_owned(), result);
-    }
-    Ok(json!({ "passed": passed, "shapes": results }))
-}
-
 /// What a step gives: the log-probabilities of all tokens but each first, and all gradients of their sum.
 struct Outcome {
     log_probs: Vec<f32>,
     gradients: Vec<f32>,
 }
 
-fn compare(device: Device, shape: &Shape) -> Result<Value> {
+/// Compares a shape.
+///
+/// # Errors
+/// When a device has no memory for it, or fails.
+pub fn check(device: Device, shape: &Shape) -> Result<Value> {
     let narrow = Weights::random(&shape.config, DType::BF16, 11)?;
     let mut wide = Weights::zeros(&shape.config, Device::Cpu, DType::F32)?;
     wide.data_mut().as_mut_slice::<f32>().copy_from_slice(&narrow.data().view().to_f32_vec());

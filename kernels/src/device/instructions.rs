@@ -12,8 +12,8 @@ use super::{Launch, Pointer, Source, device_struct};
 mod copies;
 mod matrices;
 
-/// One instruction, or a few that belong together, with its check.
-type Check = fn(Device) -> std::result::Result<(), String>;
+/// The check of one instruction, or of a few that belong together; the message says what was wrong.
+pub type Check = fn(Device) -> std::result::Result<(), String>;
 
 const PORTABLE: Source = Source {
     name: "../emulator/tests/instructions.cu",
@@ -83,14 +83,10 @@ const HOPPER_CHECKS: &[(&str, Check)] = &[
     ("multicast", copies::multicast),
 ];
 
-/// Checks each instruction on a device; those of Hopper where `hopper` says that it has them. The names, and what was wrong.
-pub fn check(device: Device, hopper: bool) -> Vec<(&'static str, std::result::Result<(), String>)> {
+/// The checks by name; those of Hopper's instructions where `hopper` says that the device has them.
+pub fn checks(hopper: bool) -> impl Iterator<Item = (&'static str, Check)> {
     let hopper_checks = if hopper { HOPPER_CHECKS } else { &[] };
-    PORTABLE_CHECKS
-        .iter()
-        .chain(hopper_checks)
-        .map(|(name, check)| (*name, check(device)))
-        .collect()
+    PORTABLE_CHECKS.iter().chain(hopper_checks).copied()
 }
 
 /// What a kernel of one instruction is given.
