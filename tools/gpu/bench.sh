@@ -13,6 +13,8 @@ filter=${2:-}
 mkdir -p "$results"
 # Where there is no NVRTC beside this script, that of the toolkit or of Python's packages is found; so is cuBLAS, which is not carried along.
 export PRIME_CUDA_LIBRARIES=${PRIME_CUDA_LIBRARIES:-$here}
+# Kernels that pack.sh compiled, where the NVRTC is that of this folder.
+[ ! -d "$here/kernels" ] || export PRIME_KERNEL_CACHE=${PRIME_KERNEL_CACHE:-$here/kernels}
 export PRIME_BENCH_DEVICES=${PRIME_BENCH_DEVICES:-cuda}
 # Of 530 seconds the suite has 420, of which it starts in the first and measures for 300, and peers and the page have the rest.
 seconds=${PRIME_BENCH_SECONDS:-300}

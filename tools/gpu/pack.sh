@@ -2,15 +2,32 @@
 # Builds the check list, the benchmarks and the program, and puts them with NVRTC into a folder that can be carried to a machine with a GPU and
 # nothing else.
 #
-#   tools/gpu/pack.sh [--without-nvrtc] [FOLDER]
+#   tools/gpu/pack.sh [--without-nvrtc] [--kernels CHIP] [FOLDER]
 #
 # NVRTC is taken from tools/cuda/toolkit where `cargo run -p prime-tools --bin cuda -- install` has put it. It is the largest part, and of CUDA 13: leave it out
-# for a machine that has its own (with PyTorch, or a toolkit), or a driver of CUDA 12, for which it is too new.
+# for a machine that has its own (with PyTorch, or a toolkit), or a driver of CUDA 12, for which it is too new. `--kernels sm_90a` compiles all kernels for
+# that chip here, by that NVRTC, which a machine that takes the same one then need not do.
 set -euo pipefail
 nvrtc=yes
-if [ "${1:-}" = --without-nvrtc ]; then
-    nvrtc=no
+chip=
+while [ $# -gt 0 ]; do
+    case $1 in
+    --without-nvrtc) nvrtc=no ;;
+    --kernels)
+        chip=${2:?"--kernels needs a chip, such as sm_90a"}
+        shift
+        ;;
+    --*)
+        echo "pack.sh: there is no option $1" >&2
+        exit 2
+        ;;
+    *) break ;;
+    esac
     shift
+done
+if [ -n "$chip" ] && [ "$nvrtc" = no ]; then
+    echo "pack.sh: kernels are compiled by the NVRTC that is packed; give --kernels or --without-nvrtc" >&2
+    exit 2
 fi
 folder=$(realpath -m "${1:-check-list}")
 cd "$(dirname "$0")/../.."
@@ -31,5 +48,8 @@ elif [ -d tools/cuda/toolkit ]; then
     find -L tools/cuda/toolkit -name 'libnvrtc*.so*' -not -name '*.alt.*' -exec cp {} "$folder" \;
 else
     echo "tools/cuda/toolkit is not there: the machine must have its own NVRTC" >&2
+fi
+if [ -n "$chip" ]; then
+    PRIME_CUDA_LIBRARIES=$folder PRIME_KERNEL_CACHE=$folder/kernels "$folder/gpu-check" --prepare "$chip"
 fi
 du -sh "$folder"

@@ -1,17 +1,25 @@
 #!/usr/bin/env bash
-# The whole check list, where the GPU is: beside gpu-check, prime and, if the machine has none of its own, NVRTC.
+# The whole check list, where the GPU is, in one call of less than ten minutes: beside gpu-check, prime and, if the machine has none of its own, NVRTC.
 #
 #   ./run.sh [RESULTS [gpu-check's arguments]]
-#   ./run.sh results --parts instructions,parity,steps   # the longest parts, sanitizers and training, another time
+#   ./run.sh results --parts instructions,parity,steps   # the longest parts, training and sanitizers, another time
+#   PRIME_CHECK_SECONDS=3600 ./run.sh results            # more time: all of the sanitizers' items
 #
-# Speed is what bench.sh measures.
+# The status is 0 if all is well. What is checked is in its file as soon as it is known. Speed is what bench.sh measures.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 results=${1:-results}
-mkdir -p "$results"
+mkdir -p "$results" || exit 1
 export PRIME_CUDA_LIBRARIES=${PRIME_CUDA_LIBRARIES:-$here}
-name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-')
-day=$(date -u +%Y-%m-%d)
+# Kernels that pack.sh compiled, where the NVRTC is that of this folder.
+[ ! -d "$here/kernels" ] || export PRIME_KERNEL_CACHE=${PRIME_KERNEL_CACHE:-$here/kernels}
+seconds=${PRIME_CHECK_SECONDS:-480}
+name=$(timeout 20 nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-')
+stem="$results/$(date -u +%Y-%m-%d)-${name:-gpu}"
 
-"$here/prime" doctor | tee "$results/$day-${name:-gpu}-doctor.txt"
-"$here/gpu-check" --prime "$here/prime" --output "$results/$day-${name:-gpu}-check.json" "${@:2}"
+timeout -k 5 60 "$here/prime" doctor | tee "$stem-doctor.txt"
+# It keeps to its time; only a driver that does not answer at all could hold it up.
+timeout -k 5 $((seconds + 30)) "$here/gpu-check" --prime "$here/prime" --output "$stem-check.json" --seconds "$seconds" "${@:2}"
+code=$?
+[ $code -ne 124 ] && [ $code -ne 137 ] || echo "run.sh: gpu-check was stopped after $((seconds + 30)) s: the driver does not answer" >&2
+exit $code
