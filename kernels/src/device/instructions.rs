@@ -185,7 +185,8 @@ mod tests {
     #[cfg(feature = "emulator-tests")]
     #[test]
     fn every_instruction_does_on_the_emulated_device_what_the_isa_says() {
-        for (name, result) in check(Device::Emulated, true) {
+        for (name, check) in checks(true) {
+            let result = check(Device::Emulated);
             if let Err(message) = result {
                 panic!("{name}: {message}");
             }
