@@ -1,10 +1,13 @@
 //! The host version: operands in cache-sized blocks of 32-bit words, register tiles of 12 x 32 chains.
 //!
 //! Everything is counted in words of 32 bits along k: one float32, or two bfloat16 side by side where the machine multiplies
-//! pairs. B is put into panels of [`PANEL`] columns, word after word (`[panels][words][PANEL]`). The work is cut into tiles
-//! of C, one task each. A task walks over blocks of [`BLOCK`] words; in each it copies strips of up to [`STRIP`] rows
-//! of A to its stack and runs the kernel of [`Tile`] over every panel. A chain that ends in one block continues in the next
-//! from the float32 it had reached, so that cutting changes no bit.
+//! pairs. B is put into panels of [`PANEL`] columns, word after word (`[panels][words][PANEL]`), A into strips of up to [`STRIP`]
+//! rows. The work is cut into tiles of C, one task each. A task walks over blocks of words; in each it runs the kernel of [`Tile`] on
+//! every strip and every panel. A chain that ends in one block continues in the next from the float32 it had reached, so that
+//! cutting changes no bit.
+//!
+//! A block of a task's panels stays in the second-level cache while its strips pass. A task copies its strips to its stack, but for large products:
+//! there the tasks are narrow and their blocks long, and all strips are copied before.
 //!
 //! Measured on one Zen 4 core at 3.7 GHz, whose peak is 118 GFLOP/s in float32 and twice that in bfloat16: 92 to 108 and 185 to
 //! 220 over the shapes of `bench/benches/matmul.rs` with 64 rows or more.
@@ -14,7 +17,7 @@ use std::ops::Range;
 
 use prime_runtime::{DType, Element, Result, SharedMut, View, ViewMut, bf16};
 
-use super::pack::{self, Ahead, address};
+use super::pack::{self, Ahead, SendPtr, address};
 use super::{Activation, Epilogue, portable};
 use crate::simd::{Level, multiversion};
 use crate::{math, parallel, scratch};
@@ -23,15 +26,19 @@ use crate::{math, parallel, scratch};
 pub(super) const STRIP: usize = 12;
 /// Columns of a register tile.
 pub(super) const PANEL: usize = 32;
-/// Words along k that are in the cache at a time.
-pub(super) const BLOCK: usize = 512;
-/// Words from one row of a copied strip to the next: odd in cache lines, so that rows fall into different sets.
-pub(super) const STRIP_ROW: usize = BLOCK + 16;
-
+/// Most words of a block along k.
+const BLOCK: usize = 512;
 /// Most panels of a task: a block of them stays in the second-level cache.
 const TASK_PANELS: usize = 16;
 /// Most strips of a task, so that the sums of unfinished chains fit on its stack.
 const TASK_STRIPS: usize = 8;
+/// The same of a large product, whose unfinished sums fit into the same room.
+const LARGE_BLOCK: usize = 1024;
+const LARGE_PANELS: usize = 4;
+const LARGE_STRIPS: usize = TASK_PANELS * TASK_STRIPS / LARGE_PANELS;
+/// Words from one row of a copied strip to the next: odd in cache lines, so that rows fall into different sets.
+pub(super) const STRIP_ROW: usize = LARGE_BLOCK + 16;
+
 /// Up to so many rows, a task packs the panels it needs by itself, block by block, on its stack.
 const FRESH_ROWS: usize = 48;
 /// Panels of such a task.
@@ -39,7 +46,7 @@ const FRESH_PANELS: usize = 4;
 /// Fewer multiply-adds than this are not worth waking another thread,
 const SERIAL_WORK: usize = 1 << 20;
 /// unless they read so many words of B, perhaps from memory.
-const SERIAL_WORDS: usize = 1 << 17;
+pub(super) const SERIAL_WORDS: usize = 1 << 17;
 
 /// What a 32-bit word along k holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,28 +160,8 @@ fn kernel(
 }
 
 /// Part `index` of `0..length` cut into `parts` that differ by one at most.
-fn part(length: usize, parts: usize, index: usize) -> Range<usize> {
+pub(super) fn part(length: usize, parts: usize, index: usize) -> Range<usize> {
     index * length / parts..(index + 1) * length / parts
-}
-
-/// Puts B into panels.
-pub(super) fn pack(level: Level, words: &mut [u32], b: View<'_>, transposed: bool, word: Word) {
-    let (n, k) = if transposed { (b.dim(0), b.dim(1)) } else { (b.dim(1), b.dim(0)) };
-    let panel = word.count(k) * PANEL;
-    if panel == 0 {
-        return;
-    }
-    assert_eq!(words.len(), panels_length(n, k, word));
-    let start = SendPtr(words.as_mut_ptr());
-    let grain = (SERIAL_WORDS / 2).div_ceil(panel);
-    parallel::ranges(n.div_ceil(PANEL), grain, |range| {
-        for index in range {
-            // SAFETY: the panels cover the words without overlap, and each is written by one task.
-            let panel =
-                unsafe { std::slice::from_raw_parts_mut(start.get().add(index * panel), panel) };
-            pack::panel(level, panel, b, transposed, word, index * PANEL, 0);
-        }
-    });
 }
 
 /// Computes a product on this machine, with the instructions of `level`.
@@ -198,7 +185,7 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
     let own = word == Word::Pair || product.a.dtype() == DType::F32;
     let bare = bias.is_none() && residual.is_none() && !rounded;
     let plain = activation == Activation::Identity && (bare || own && level >= Level::Avx512);
-    let job = Job {
+    let mut job = Job {
         level,
         word,
         m,
@@ -210,34 +197,31 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
         rounded,
         out: out.shared(),
         plain,
+        strips: None,
     };
+    let cut = job.cut();
+    let strips = if cut.copies {
+        let (blocks, strips) = (cut.blocks(job.words), m.div_ceil(STRIP));
+        let slot = pack::slot(product.transposed_a, job.words.div_ceil(blocks));
+        let mut room = scratch::take::<u32>(blocks * strips * slot)?;
+        pack::strips(level, &mut room, product.a, product.transposed_a, word, blocks);
+        Some(room)
+    } else {
+        None
+    };
+    job.strips = strips.as_deref();
     match product.right {
-        Right::Packed { words, .. } => job.run(Panels::Packed(words)),
+        Right::Packed { words, .. } => job.run(&cut, Panels::Packed(words)),
         Right::Plain { b, transposed } if m <= FRESH_ROWS => {
-            job.run(Panels::Fresh { b, transposed });
+            job.run(&cut, Panels::Fresh { b, transposed });
         }
         Right::Plain { b, transposed } => {
             let mut words = scratch::take::<u32>(panels_length(n, product.k, word))?;
-            pack(level, &mut words, b, transposed, word);
-            job.run(Panels::Packed(&words));
+            pack::panels(level, &mut words, b, transposed, word);
+            job.run(&cut, Panels::Packed(&words));
         }
     }
     Ok(())
-}
-
-/// The address of memory that tasks write, each to places of its own.
-#[derive(Clone, Copy)]
-struct SendPtr<T>(*mut T);
-
-// SAFETY: an address alone; whoever writes through it promises to write alone.
-unsafe impl<T> Send for SendPtr<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for SendPtr<T> {}
-
-impl<T> SendPtr<T> {
-    fn get(self) -> *mut T {
-        self.0
-    }
 }
 
 /// Where a task finds its panels.
@@ -262,6 +246,28 @@ struct Job<'a> {
     out: SharedMut<'a>,
     /// The kernel does all that happens to a sum.
     plain: bool,
+    /// All strips of A, where they were copied before: see [`pack::strips`].
+    strips: Option<&'a [u32]>,
+}
+
+/// How a product is cut.
+struct Cut {
+    /// Tasks side by side,
+    across: usize,
+    /// and below one another.
+    down: usize,
+    serial: bool,
+    /// Most words of a block.
+    block: usize,
+    /// A is copied into strips before the tasks start.
+    copies: bool,
+}
+
+impl Cut {
+    /// Blocks of so many words.
+    fn blocks(&self, words: usize) -> usize {
+        words.div_ceil(self.block).max(1)
+    }
 }
 
 /// One block of a part: whether it is the first or last of its chains, and where unfinished sums and panels are.
@@ -277,39 +283,65 @@ struct Stage {
 struct Part {
     strips: Range<usize>,
     panels: Range<usize>,
+    /// Blocks in which it walks along k.
+    blocks: usize,
 }
 
 impl Job<'_> {
-    /// Cuts C into tasks and runs them.
-    fn run(&self, panels: Panels<'_>) {
+    /// Cuts C into tasks.
+    fn cut(&self) -> Cut {
         let (strips, width) = (self.m.div_ceil(STRIP), self.n.div_ceil(PANEL));
         let threads = rayon::current_num_threads();
         let serial = threads == 1
             || self.m * self.n * self.product.k < SERIAL_WORK && self.n * self.words < SERIAL_WORDS;
-        let most = match panels {
-            Panels::Fresh { .. } => FRESH_PANELS,
-            Panels::Packed(_) => TASK_PANELS,
+        let fresh = self.m <= FRESH_ROWS && matches!(self.product.right, Right::Plain { .. });
+        let large = strips > LARGE_STRIPS && width > 2 * TASK_PANELS && self.words > BLOCK;
+        let (block, most, most_strips) = match (large, fresh) {
+            (true, _) => (LARGE_BLOCK, LARGE_PANELS, LARGE_STRIPS),
+            (false, true) => (BLOCK, FRESH_PANELS, TASK_STRIPS),
+            (false, false) => (BLOCK, TASK_PANELS, TASK_STRIPS),
         };
         // Enough tasks to level out uneven work; narrower ones only where there are too few rows to share, but not so narrow
         // that a kernel for few rows lacks panels to read side by side.
         let wanted = if serial { 1 } else { 4 * threads };
-        let across = match panels {
+        let narrow = if strips <= TASK_STRIPS && !fresh {
             // Few rows make little use of a panel: let each panel be read by one task.
-            Panels::Packed(_) if strips <= TASK_STRIPS => wanted.min(width.div_ceil(4)),
-            _ => wanted.div_ceil(strips).min(width.div_ceil(4)),
+            wanted
+        } else {
+            wanted.div_ceil(strips)
         };
-        let across = width.div_ceil(most).max(across);
-        let down = wanted.div_ceil(across).max(strips.div_ceil(TASK_STRIPS)).min(strips);
-        let down = if across >= 2 * threads { strips.div_ceil(TASK_STRIPS) } else { down };
-        let task = |index: usize| Part {
-            strips: part(strips, down, index % down),
-            panels: part(width, across, index / down),
+        let across = width.div_ceil(most).max(narrow.min(width.div_ceil(4)));
+        let level = if across >= 2 * threads { 1 } else { wanted.div_ceil(across) };
+        let down = level.max(strips.div_ceil(most_strips)).min(strips);
+        // A strip of a transposed A takes part of a cache line of each row. Where rows fall into the same sets of the first-level cache, the rest of the
+        // line is gone before the next strip wants it.
+        let a = self.product.a;
+        let collide = self.product.transposed_a && a.row_stride() * a.dtype().size() % 2048 == 0;
+        let copies = large || collide && across > 1 && !fresh;
+        Cut { across, down, serial, block, copies }
+    }
+
+    /// Runs the tasks.
+    fn run(&self, cut: &Cut, panels: Panels<'_>) {
+        let (strips, width) = (self.m.div_ceil(STRIP), self.n.div_ceil(PANEL));
+        // Tasks that run at about the same time share what they read of the larger operand; all of the smaller one may stay in the third-level cache.
+        let task = |index: usize| {
+            let [row, column] = if self.m > self.n {
+                [index / cut.across, index % cut.across]
+            } else {
+                [index % cut.down, index / cut.down]
+            };
+            Part {
+                strips: part(strips, cut.down, row),
+                panels: part(width, cut.across, column),
+                blocks: cut.blocks(self.words),
+            }
         };
         let work = |range: Range<usize>| range.for_each(|index| self.part(&task(index), panels));
-        if serial {
-            work(0..across * down);
+        if cut.serial {
+            work(0..cut.across * cut.down);
         } else {
-            parallel::ranges(across * down, 1, work);
+            parallel::ranges(cut.across * cut.down, 1, work);
         }
     }
 
@@ -330,7 +362,7 @@ impl Job<'_> {
     }
 
     fn part_with(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32) {
-        if self.rounded && self.words > BLOCK {
+        if self.rounded && part.blocks > 1 {
             self.long_part(part, panels, fresh);
         } else {
             self.blocks(part, panels, fresh, std::ptr::null_mut());
@@ -346,40 +378,29 @@ impl Job<'_> {
 
     #[inline(never)]
     fn blocks(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32, sums: *mut f32) {
-        let product = self.product;
-        let mut strip = MaybeUninit::<[u32; STRIP * STRIP_ROW]>::uninit();
+        let mut strip = MaybeUninit::<[u32; pack::slot(false, LARGE_BLOCK)]>::uninit();
         let strip = strip.as_mut_ptr().cast::<u32>();
-        let blocks = self.words.div_ceil(BLOCK).max(1);
-        for index in 0..blocks {
-            let block = self::part(self.words, blocks, index);
+        for index in 0..part.blocks {
+            let block = self::part(self.words, part.blocks, index);
             let (right, panel_stride) = self.panels(part, panels, fresh, block.clone());
-            let stage = Stage { first: index == 0, last: index + 1 == blocks, sums, panel_stride };
-            let mut panels_ahead = self.panels_ahead(part, panels, index + 1, blocks);
+            let stage =
+                Stage { first: index == 0, last: index + 1 == part.blocks, sums, panel_stride };
+            let mut panels_ahead = self.panels_ahead(part, panels, index + 1);
             for strip_index in part.strips.clone() {
                 let rows = rows(self.m, strip_index);
-                // SAFETY: the strip has room for `STRIP` rows of `BLOCK` words.
-                unsafe {
-                    pack::strip(
-                        self.level,
-                        strip,
-                        product.a,
-                        product.transposed_a,
-                        self.word,
-                        rows.clone(),
-                        block.clone(),
-                    );
-                }
-                let mut ahead = if strip_index + 1 < part.strips.end {
-                    let next = self::rows(self.m, strip_index + 1);
-                    Ahead::new(product.a, product.transposed_a, self.word, next, block.clone())
-                } else {
-                    Ahead::nothing()
-                };
+                let next = (strip_index + 1 < part.strips.end).then_some(strip_index + 1);
+                // SAFETY: the array is a slot, and this task's alone.
+                let (left, mut ahead) =
+                    unsafe { self.strip(strip, part, index, block.clone(), strip_index, next) };
                 let mut panel = part.panels.start;
                 while panel < part.panels.end {
-                    let left = part.panels.end - panel;
-                    let (kernel, taken) =
-                        kernel(self.level, self.word, product.transposed_a, rows.len(), left);
+                    let (kernel, taken) = kernel(
+                        self.level,
+                        self.word,
+                        self.product.transposed_a,
+                        rows.len(),
+                        part.panels.end - panel,
+                    );
                     let columns = panel * PANEL..((panel + taken) * PANEL).min(self.n);
                     // SAFETY: strip and panels hold the block, and the tile is this task's alone.
                     unsafe {
@@ -391,13 +412,46 @@ impl Job<'_> {
                             &mut ahead
                         };
                         self.tile(part, &stage, rows.clone(), columns, |tile| {
-                            kernel(block.len(), strip, right, tile, ahead);
+                            kernel(block.len(), left, right, tile, ahead);
                         });
                     }
                     panel += taken;
                 }
             }
         }
+    }
+
+    /// Where a block of a strip is, copied to `room` if not before, and what is read of the strip that follows.
+    ///
+    /// # Safety
+    /// The room is a slot, and no other thread uses it.
+    unsafe fn strip(
+        &self,
+        room: *mut u32,
+        part: &Part,
+        index: usize,
+        block: Range<usize>,
+        strip: usize,
+        next: Option<usize>,
+    ) -> (*const u32, Ahead) {
+        let Product { a, transposed_a, .. } = *self.product;
+        if let Some(words) = self.strips {
+            let (strips, longest) = (self.m.div_ceil(STRIP), self.words.div_ceil(part.blocks));
+            let slot = pack::slot(transposed_a, longest);
+            let at = |strip: usize| words[(index * strips + strip) * slot..][..slot].as_ptr();
+            let ahead = next.map_or_else(Ahead::nothing, |next| {
+                let [rows, line] =
+                    if transposed_a { [1, block.len() * STRIP] } else { [STRIP, block.len()] };
+                Ahead::lines(at(next), rows, line, STRIP_ROW)
+            });
+            return (at(strip), ahead);
+        }
+        let (level, word) = (self.level, self.word);
+        let rows = |strip: usize| self::rows(self.m, strip);
+        // SAFETY: the caller's promise.
+        unsafe { pack::strip(level, room, a, transposed_a, word, rows(strip), block.clone()) };
+        let ahead = |next| Ahead::new(a, transposed_a, word, rows(next), block);
+        (room, next.map_or_else(Ahead::nothing, ahead))
     }
 
     /// Where a block of the part's first panel is, and the words from one panel to the next.
@@ -425,14 +479,15 @@ impl Job<'_> {
 
     /// What is read of packed panels after the present block: the next one of this part, or the first of the part behind it, which the
     /// same thread is likely to take up.
-    fn panels_ahead(&self, part: &Part, panels: Panels<'_>, index: usize, blocks: usize) -> Ahead {
+    fn panels_ahead(&self, part: &Part, panels: Panels<'_>, index: usize) -> Ahead {
         let Panels::Packed(words) = panels else { return Ahead::nothing() };
         let width = self.n.div_ceil(PANEL);
         let (index, first) =
-            if index < blocks { (index, part.panels.start) } else { (0, part.panels.end) };
-        let block = self::part(self.words, blocks, index);
+            if index < part.blocks { (index, part.panels.start) } else { (0, part.panels.end) };
+        let block = self::part(self.words, part.blocks, index);
         let count = part.panels.len().min(width - first);
-        Ahead::panels(words, first..first + count, self.words * PANEL, block)
+        let at = words[(first * self.words + block.start) * PANEL..].as_ptr();
+        Ahead::lines(at, count, block.len() * PANEL, self.words * PANEL)
     }
 
     /// Runs the kernel on one tile: finds where its chains start and end, and finishes those that end.
@@ -528,7 +583,7 @@ impl Job<'_> {
 }
 
 /// Rows of a strip: strips differ by one row at most.
-fn rows(m: usize, strip: usize) -> Range<usize> {
+pub(super) fn rows(m: usize, strip: usize) -> Range<usize> {
     part(m, m.div_ceil(STRIP), strip)
 }
 

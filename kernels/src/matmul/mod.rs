@@ -126,7 +126,7 @@ impl Packed {
         }
         same_dtype(operation, "b", b, self.dtype)?;
         let transposed = self.layout == Layout::NT;
-        cpu::pack(simd::level(), self.words.as_mut_slice(), b, transposed, self.word);
+        pack::panels(simd::level(), self.words.as_mut_slice(), b, transposed, self.word);
         Ok(())
     }
 

@@ -4,8 +4,83 @@ use std::ops::Range;
 
 use prime_runtime::{DType, View, bf16};
 
-use super::cpu::{PANEL, STRIP, STRIP_ROW, Word};
+use super::cpu::{PANEL, SERIAL_WORDS, STRIP, STRIP_ROW, Word, panels_length, part, rows};
+use crate::parallel;
 use crate::simd::{Level, multiversion};
+
+/// Words of the room that [`strip`] needs for blocks of up to so many words.
+pub(super) const fn slot(transposed: bool, words: usize) -> usize {
+    if transposed { words * STRIP } else { STRIP_ROW * STRIP }
+}
+
+/// Words of a transposed A whose rows are read for one strip after another: few, so that they stay in the first-level cache.
+const CHUNK: usize = 8;
+
+/// Puts B into panels.
+pub(super) fn panels(level: Level, words: &mut [u32], b: View<'_>, transposed: bool, word: Word) {
+    let (n, k) = if transposed { (b.dim(0), b.dim(1)) } else { (b.dim(1), b.dim(0)) };
+    let panel = word.count(k) * PANEL;
+    if panel == 0 {
+        return;
+    }
+    assert_eq!(words.len(), panels_length(n, k, word));
+    let start = SendPtr(words.as_mut_ptr());
+    let grain = (SERIAL_WORDS / 2).div_ceil(panel);
+    parallel::ranges(n.div_ceil(PANEL), grain, |range| {
+        for index in range {
+            // SAFETY: the panels cover the words without overlap, and each is written by one task.
+            let panel =
+                unsafe { std::slice::from_raw_parts_mut(start.get().add(index * panel), panel) };
+            self::panel(level, panel, b, transposed, word, index * PANEL, 0);
+        }
+    });
+}
+
+/// Copies all strips of op(A): `[blocks][strips][slot]`, each as [`strip`] has it and as far from the next as [`slot`] says.
+pub(super) fn strips(
+    level: Level,
+    words: &mut [u32],
+    a: View<'_>,
+    transposed: bool,
+    word: Word,
+    blocks: usize,
+) {
+    let (m, k) = if transposed { (a.dim(1), a.dim(0)) } else { (a.dim(0), a.dim(1)) };
+    let (length, strips) = (word.count(k), m.div_ceil(STRIP));
+    let slot = slot(transposed, length.div_ceil(blocks));
+    assert_eq!(words.len(), blocks * strips * slot);
+    let start = SendPtr(words.as_mut_ptr());
+    let grain = |words: usize| (SERIAL_WORDS / 2).div_ceil(words.max(1));
+    let copy = |index: usize, strip: usize, block: Range<usize>, skipped: usize| {
+        // SAFETY: the slots cover the words without overlap, and each of their words is written by one task.
+        unsafe {
+            let to = start.get().add((index * strips + strip) * slot + skipped);
+            self::strip(level, to, a, transposed, word, rows(m, strip), block);
+        }
+    };
+    if transposed {
+        // A strip takes less than a cache line of each of its rows: all strips of a few words.
+        let chunks = length.div_ceil(blocks).div_ceil(CHUNK);
+        parallel::ranges(blocks * chunks, grain(CHUNK * m), |range| {
+            for index in range {
+                let block = part(length, blocks, index / chunks);
+                let first = (block.start + index % chunks * CHUNK).min(block.end);
+                let chunk = first..block.end.min(first + CHUNK);
+                for strip in 0..strips {
+                    copy(index / chunks, strip, chunk.clone(), (first - block.start) * STRIP);
+                }
+            }
+        });
+    } else {
+        parallel::ranges(strips, grain(STRIP * length), |range| {
+            for strip in range {
+                for index in 0..blocks {
+                    copy(index, strip, part(length, blocks, index), 0);
+                }
+            }
+        });
+    }
+}
 
 /// Fills one panel of B, `[words][PANEL]`, with the columns from `column` on and the words from `first` on; zero where B ends.
 pub(super) fn panel(
@@ -138,17 +213,11 @@ impl Ahead {
         Ahead { at, column: 0, width, skip, rows: lines.len() }
     }
 
-    /// Words `block` of some panels, which are `panel` words each.
-    pub(super) fn panels(
-        words: &[u32],
-        panels: Range<usize>,
-        panel: usize,
-        block: Range<usize>,
-    ) -> Self {
-        let at = words.as_ptr().wrapping_add(panels.start * panel + block.start * PANEL).cast();
-        let width = (block.len() * PANEL * size_of::<u32>()).max(64);
-        let skip = (panel * size_of::<u32>()).wrapping_sub(width - 64);
-        Ahead { at, column: 0, width, skip, rows: panels.len() }
+    /// Rows of `words` words, `stride` words apart.
+    pub(super) fn lines(at: *const u32, rows: usize, words: usize, stride: usize) -> Self {
+        let width = (words * size_of::<u32>()).max(64);
+        let skip = (stride * size_of::<u32>()).wrapping_sub(width - 64);
+        Ahead { at: at.cast(), column: 0, width, skip, rows }
     }
 
     /// Whether all has been asked for.
@@ -171,6 +240,21 @@ impl Ahead {
         self.rows -= usize::from(row_ends && self.rows > 0);
         self.at = at.wrapping_add(if self.rows > 0 { step } else { 0 });
         at
+    }
+}
+
+/// The address of memory that tasks write, each to places of its own.
+#[derive(Clone, Copy)]
+pub(super) struct SendPtr<T>(pub(super) *mut T);
+
+// SAFETY: an address alone; whoever writes through it promises to write alone.
+unsafe impl<T> Send for SendPtr<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for SendPtr<T> {}
+
+impl<T> SendPtr<T> {
+    pub(super) fn get(self) -> *mut T {
+        self.0
     }
 }
 

@@ -112,6 +112,31 @@ fn a_row_of_a_large_product_has_the_bits_of_that_row_alone() {
 }
 
 #[test]
+fn strips_that_are_copied_before_the_work_is_cut_change_no_bit() {
+    // Large enough for that, with an edge everywhere; and a transposed A whose rows collide in the cache.
+    let large = LAYOUTS.map(|layout| Shape { m: 397, n: 1037, k: 2101, layout });
+    let colliding = Shape { m: 1024, n: 600, k: 70, layout: Layout::TN };
+    for dtype in [DType::F32, DType::BF16] {
+        for shape in large.into_iter().chain([colliding]) {
+            let (a, b) = operands(shape, dtype, 8);
+            let whole = product_on(level(), shape, a.view(), b.view(), dtype).bits();
+            // So few rows that each task copies its own.
+            for start in (0..shape.m).step_by(45) {
+                let rows = start..(start + 45).min(shape.m);
+                let part = match shape.layout {
+                    Layout::TN => a.view().columns(rows.clone()),
+                    _ => a.view().rows(rows.clone()),
+                };
+                let alone = Shape { m: rows.len(), ..shape };
+                let alone = product_on(level(), alone, part, b.view(), dtype).bits();
+                let expected = &whole[rows.start * shape.n..rows.end * shape.n];
+                assert!(alone == expected, "{dtype} {shape:?} rows {rows:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn products_do_not_depend_on_the_number_of_threads() {
     let pools = [1, 2, 5]
         .map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
