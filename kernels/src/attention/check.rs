@@ -8,9 +8,35 @@ use crate::numerics::Numerics;
 use crate::testing::{
     Case, any_dtype, case, compare, cu_seqlens, from_f32, normal, roundoff, to_f64, zeros,
 };
-use bounds::{Arithmetic, Bounds};
+use bounds::{Arithmetic, Bounds, Row};
 
 mod bounds;
+
+/// Compares one token's row of [`super::forward`], all heads one after the other, with float64: `q` is the token's, `k` and `v` those of all keys that it
+/// sees, `out` and `lse` what a device computed, `out` in `dtype`.
+///
+/// # Errors
+/// A message with the element that disagreed most.
+pub fn check_row(
+    device: Device,
+    dtype: DType,
+    [q, k, v]: [&[f64]; 3],
+    heads: Heads,
+    scale: f64,
+    [out, lse]: [&[f64]; 2],
+) -> Result<(), String> {
+    let (arithmetic, width) = (Arithmetic::new(device, dtype), heads.head_dim);
+    let span = Span { query: 0, new: 1, key: 0, keys: k.len() / (heads.kv_heads * width) };
+    for head in 0..heads.heads {
+        let row = Row::new(&arithmetic, [q, k, v], heads, span, 0, head, scale, Mask::Full);
+        let out = &out[head * width..][..width];
+        compare("out", out, &row.out, |i| {
+            1.01 * (row.out_error[i] + roundoff(dtype) * row.out[i].abs())
+        })?;
+        compare("lse", &lse[head..=head], &[row.lse], |_| 1.01 * row.lse_error)?;
+    }
+    Ok(())
+}
 
 /// See [`crate::testing::Check`].
 ///

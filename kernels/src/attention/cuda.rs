@@ -241,7 +241,8 @@ pub(super) fn forward_kernels(
     hopper: bool,
 ) -> Result<Vec<ForwardKernel>> {
     let mut kernels = Vec::new();
-    if hopper && dtype == DType::BF16 {
+    // Rows and heads of such kernels begin at multiples of 16 bytes.
+    if hopper && dtype == DType::BF16 && head_dim.is_multiple_of(8) {
         kernels.extend(hopper::forward_variants(head_dim).map(ForwardKernel::Hopper));
     }
     let portable = variants::forward(dtype, padded("attention.forward", head_dim)?);

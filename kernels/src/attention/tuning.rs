@@ -1,7 +1,8 @@
 //! Which kernel computes attention, for whoever measures, as `matmul::tuning` has it of products: [`variants`] of a [`Problem`], [`prefer`] one, time it.
 //!
 //! Forward alone has a choice. A variant is kept by its text. Preferences are of this process, and passed over where a call does not allow them: rows that
-//! do not begin at multiples of 16 bytes, or numerics that are to be invariant.
+//! do not begin at multiples of 16 bytes, or numerics that are to be invariant. What is preferred for a pass stands for its [class](Problem::class) too
+//! where it is preferred for that; then a sequence's bits may depend on the batch around it, as kernels may add in another order.
 
 use std::sync::LazyLock;
 
@@ -28,6 +29,17 @@ pub struct Problem {
     pub mask: Mask,
     /// Storage.
     pub dtype: DType,
+}
+
+impl Problem {
+    /// The pass that stands for all of about its size: as many tokens, and as many of them a sequence, each rounded up to a power of two. What is preferred for
+    /// it is taken where nothing is preferred for the pass itself.
+    #[must_use]
+    pub fn class(self) -> Problem {
+        let tokens = self.tokens.next_power_of_two();
+        let length = self.tokens.div_ceil(self.sequences.max(1)).next_power_of_two();
+        Problem { tokens, sequences: tokens / length, ..self }
+    }
 }
 
 /// One way to compute a forward pass: a kernel. Its text is the kernel's name.
@@ -58,7 +70,31 @@ pub fn prefer(problem: Problem, variant: Option<Variant>) {
     PREFERENCES.set(problem, variant);
 }
 
-/// The variant that was preferred last for a pass.
+/// The variant that was preferred last for a pass, or else for its [class](Problem::class).
 pub fn preferred(problem: &Problem) -> Option<Variant> {
-    PREFERENCES.get(problem)
+    PREFERENCES.get(problem).or_else(|| PREFERENCES.get(&problem.class()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_of_tokens_and_of_tokens_a_sequence() {
+        let of = |tokens, sequences| {
+            let (heads, kv_heads, head_dim) = (14, 2, 64);
+            let (mask, dtype) = (Mask::Causal, DType::BF16);
+            let problem = Problem { tokens, sequences, heads, kv_heads, head_dim, mask, dtype };
+            let class = problem.class();
+            assert_eq!(class.class(), class);
+            assert_eq!(Problem { tokens, sequences, ..class }, problem);
+            (class.tokens, class.sequences)
+        };
+        assert_eq!(of(4096, 16), (4096, 16));
+        assert_eq!(of(4096, 17), (4096, 16), "sequences of 241 tokens");
+        assert_eq!(of(4096, 15), (4096, 8), "sequences of 274 tokens");
+        assert_eq!(of(3000, 1), (4096, 1));
+        assert_eq!(of(3, 7), (4, 4), "some sequences are empty");
+        assert_eq!((of(0, 0), of(0, 3), of(1, 1)), ((1, 1), (1, 1), (1, 1)));
+    }
 }

@@ -163,6 +163,14 @@ pub fn prepare<E: From<prime_runtime::Error>>(
     Ok(cuda::warm(number, &kernels)?)
 }
 
+/// The chip for which a device's kernels are chosen.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn chip(device: Device) -> Result<Chip> {
+    Ok(tier(device)?.chip)
+}
+
 /// Checks that kernels can be started on a device in this build.
 ///
 /// # Errors

@@ -56,8 +56,84 @@ impl Arithmetic {
     }
 }
 
-/// The greatest errors, to first order, before the result is rounded to storage. A weight may be flushed to zero below the smallest
-/// normal number.
+/// A row of the forward pass: what is exact, and the greatest errors, to first order, before the result is rounded to storage. A weight may be flushed to
+/// zero below the smallest normal number.
+pub(super) struct Row {
+    /// Of each visible key.
+    p: Vec<f64>,
+    /// The errors of their scores.
+    scores: Vec<f64>,
+    /// The size of the largest score.
+    range: f64,
+    pub(super) out: Vec<f64>,
+    pub(super) out_error: Vec<f64>,
+    pub(super) lse: f64,
+    pub(super) lse_error: f64,
+}
+
+impl Row {
+    /// Of the query of a span with this index.
+    pub(super) fn new(
+        arithmetic: &Arithmetic,
+        [q, k, v]: [&[f64]; 3],
+        heads: Heads,
+        span: Span,
+        index: usize,
+        head: usize,
+        scale: f64,
+        mask: Mask,
+    ) -> Row {
+        let (width, flushed) = (heads.head_dim, f64::from(f32::MIN_POSITIVE));
+        let query = &q[heads.query(span.query + index, head)..][..width];
+        let (p, lse) = reference::weights(q, k, heads, span, index, head, scale, mask);
+        let keys = p.len() as f64;
+        let key_row = |key: usize| heads.key(span.key + key, head);
+        // Errors of the scores: a sum and a multiplication.
+        let scores: Vec<f64> = (0..p.len())
+            .map(|key| {
+                (arithmetic.sum(width as f64) + UNIT) * scale * magnitude(query, &k[key_row(key)..])
+            })
+            .collect();
+        let worst = scores.iter().copied().fold(0.0, f64::max);
+        let range = (0..p.len())
+            .map(|key| scale * reference::dot(query, &k[key_row(key)..]).abs())
+            .fold(0.0, f64::max);
+        // A weight relative to the running maximum, rescaled at most once a block of any size down to 8. On devices the sums of
+        // the warps of a block and then of the splits of the keys are rescaled once more each, and added: 4, and 32 at most.
+        let exponential = arithmetic.exponential(range);
+        let (rescaled, joined) = match arithmetic.device {
+            Device::Cpu => ((keys / 16.0).ceil(), 0.0),
+            _ => ((keys / 8.0).ceil() + 2.0, 36.0),
+        };
+        let weight = worst + exponential + rescaled * (exponential + UNIT);
+        let sum = weight + (keys + rescaled + joined) * UNIT;
+        let weighted_sum =
+            weight + arithmetic.sum(keys) + (rescaled + joined) * UNIT + arithmetic.factor();
+        let (mut out, mut weighted, mut all) =
+            (vec![0.0; width], vec![0.0; width], vec![0.0; width]);
+        for (key, weight) in p.iter().enumerate() {
+            for (d, value) in v[key_row(key)..][..width].iter().enumerate() {
+                out[d] += weight * value;
+                weighted[d] += weight * value.abs();
+                all[d] += value.abs();
+            }
+        }
+        // Divided by the sum: through its rounded inverse on devices.
+        let out_error = weighted.iter().zip(&all).map(|(weighted, all)| {
+            (weighted_sum + sum + 2.0 * UNIT) * weighted + flushed * all * (1.0 + keys)
+        });
+        let out_error = out_error.collect();
+        // The largest score is scaled, and a logarithm within 4 roundoffs added.
+        let lse_error = sum + 4.0 * UNIT * keys.ln() + UNIT * (lse.abs() + range);
+        Row { p, scores, range, out, out_error, lse, lse_error }
+    }
+}
+
+fn magnitude(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a * b).abs()).sum()
+}
+
+/// The greatest errors of both passes, as those of a [`Row`].
 pub(super) struct Bounds {
     pub(super) out: Vec<f64>,
     pub(super) lse: Vec<f64>,
@@ -81,8 +157,6 @@ impl Bounds {
         let flushed = f64::from(f32::MIN_POSITIVE);
         let (width, length) = (heads.head_dim, heads.head_dim as f64);
         let (storage, factor) = (roundoff(arithmetic.dtype), arithmetic.factor());
-        let magnitude =
-            |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| (a * b).abs()).sum() };
         let mut bounds = Bounds {
             out: vec![0.0; q.len()],
             lse: vec![0.0; q.len() / width],
@@ -98,51 +172,14 @@ impl Bounds {
                 for head in 0..heads.heads {
                     let row = heads.query(span.query + index, head);
                     let (query, d_row) = (&q[row..row + width], &d_out[row..row + width]);
-                    let (p, lse) = reference::weights(q, k, heads, span, index, head, scale, mask);
+                    let Row { p, scores, range, out: exact, out_error: out, lse, lse_error } =
+                        Row::new(arithmetic, [q, k, v], heads, span, index, head, scale, mask);
                     let keys = p.len() as f64;
                     let key_row = |key: usize| heads.key(span.key + key, head);
-                    // Errors of the scores: a sum and a multiplication.
-                    let scores: Vec<f64> = (0..p.len())
-                        .map(|key| {
-                            (arithmetic.sum(length) + UNIT)
-                                * scale
-                                * magnitude(query, &k[key_row(key)..])
-                        })
-                        .collect();
-                    let worst = scores.iter().copied().fold(0.0, f64::max);
-                    let range = (0..p.len())
-                        .map(|key| scale * reference::dot(query, &k[key_row(key)..]).abs())
-                        .fold(0.0, f64::max);
-                    // A weight relative to the running maximum, rescaled at most once a block of any size down to 8. On devices the sums of
-                    // the warps of a block and then of the splits of the keys are rescaled once more each, and added: 4, and 32 at most.
-                    let exponential = arithmetic.exponential(range);
-                    let (rescaled, joined) = match arithmetic.device {
-                        Device::Cpu => ((keys / 16.0).ceil(), 0.0),
-                        _ => ((keys / 8.0).ceil() + 2.0, 36.0),
-                    };
-                    let weight = worst + exponential + rescaled * (exponential + UNIT);
-                    let sum = weight + (keys + rescaled + joined) * UNIT;
-                    let weighted_sum =
-                        weight + arithmetic.sum(keys) + (rescaled + joined) * UNIT + factor;
-                    let out: Vec<f64> = (0..width)
-                        .map(|d| {
-                            let values = |key: usize| v[key_row(key) + d].abs();
-                            let weighted: f64 = (0..p.len()).map(|key| p[key] * values(key)).sum();
-                            let all: f64 = (0..p.len()).map(values).sum();
-                            // Divided by the sum: through its rounded inverse on devices.
-                            (weighted_sum + sum + 2.0 * UNIT) * weighted
-                                + flushed * all * (1.0 + keys)
-                        })
-                        .collect();
-                    // The largest score is scaled, and a logarithm within 4 roundoffs added.
-                    let lse_error = sum + 4.0 * UNIT * keys.ln() + UNIT * (lse.abs() + range);
                     bounds.out[row..row + width].copy_from_slice(&out);
                     bounds.lse[row / width] = lse_error;
 
                     // The given `out` has its own error and is rounded to storage.
-                    let exact: Vec<f64> = (0..width)
-                        .map(|d| (0..p.len()).map(|key| p[key] * v[key_row(key) + d]).sum())
-                        .collect();
                     let mean = reference::dot(d_row, &exact);
                     let mean_error: f64 = (0..width)
                         .map(|d| {

@@ -79,6 +79,41 @@ fn every_variant_that_may_be_preferred_computes_the_same() {
 }
 
 #[test]
+fn a_variant_that_is_preferred_for_a_class_is_taken_for_all_of_it() {
+    use super::super::tuning::{self, Problem};
+    let mut random = generator(21);
+    // A number of heads that no other test has: preferences are the process's.
+    let [two, one] = [[150, 81].as_slice(), &[130]]
+        .map(|lengths| Pack::random(&mut random, DType::BF16, lengths, 5, 64).to(DEVICE));
+    let run = |pack: &Pack| on_chip(HOPPER, || pack.run(Mask::Causal).out);
+    let problem = Problem {
+        tokens: 231,
+        sequences: 2,
+        heads: 5 * KV_HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: 64,
+        mask: Mask::Causal,
+        dtype: DType::BF16,
+    };
+    let variants = on_chip(HOPPER, || tuning::variants(DEVICE, problem)).unwrap();
+    let unforced = [run(&two), run(&one)];
+    let portable = variants.last().unwrap();
+    tuning::prefer(problem, Some(portable.clone()));
+    let of_portable = run(&two);
+    assert!(of_portable != unforced[0]);
+    tuning::prefer(problem, None);
+    tuning::prefer(problem.class(), Some(portable.clone()));
+    assert!(run(&two) == of_portable);
+    // One sequence of about as many tokens is of another class.
+    assert!(run(&one) == unforced[1]);
+    // The pass's own comes first.
+    tuning::prefer(problem, Some(variants[0].clone()));
+    assert!(run(&two) == unforced[0]);
+    tuning::prefer(problem, None);
+    tuning::prefer(problem.class(), None);
+}
+
+#[test]
 fn what_a_query_must_not_see_stays_out_of_its_row_on_hopper() {
     // Keys and values from `first` on are no numbers: of the own sequence behind the query, and of the sequence behind it.
     let run = |pack: &Pack, mask| on_chip(HOPPER, || pack.to(DEVICE).run(mask));
