@@ -23,6 +23,11 @@ fn every_command_explains_itself_with_an_example() {
         let ran = prime(&[command, "--help"], "").expect(0);
         assert!(ran.out.contains("Example") && ran.err.is_empty(), "{command}: {}", ran.out);
     }
+    let tune = prime(&["bench", "tune", "--help"], "").expect(0).out;
+    assert!(
+        tune.contains("Example") && tune.contains("--attention causal:8x512:14/2x64"),
+        "{tune}"
+    );
 }
 
 #[test]
@@ -55,6 +60,14 @@ fn misuse_has_exit_code_2_and_a_sentence_that_helps() {
             vec!["eval", "--model", &model, "--data", "x.jsonl", "--grader", "mat"],
             "did you mean \"math\"?",
         ),
+        (vec!["bench", "tune"], "there is nothing to tune"),
+        (vec!["bench", "tune", "--matmul", "NT:64"], "such as 64x37888x3584"),
+        (vec!["bench", "tune", "--attention", "causal:8x512"], "such as causal:8x512:14/2x64"),
+        (
+            vec!["bench", "tune", "--attention", "causal:8x512:14/4x64"],
+            "14 query heads cannot share 4 key/value heads",
+        ),
+        (vec!["bench", "tune", "--device", "cpu", "--model", &model], "the host has one way"),
     ] {
         let ran = prime(&args, "").expect(2);
         assert!(ran.err.contains(sentence), "{args:?}: {}", ran.err);

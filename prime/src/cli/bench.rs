@@ -12,7 +12,7 @@ use super::files::{self, Output};
 use super::{Failure, misuse, models, say};
 use crate::bench::report::{Report, name_of};
 use crate::bench::results::{Found, load};
-use crate::bench::tune;
+use crate::bench::tune::{self, Problem};
 
 /// Pages of benchmark results, and the fastest kernels for a GPU
 ///
@@ -23,7 +23,7 @@ Examples:
   cargo bench                                   every kernel and step, on the CPU and on a GPU where there is one
   prime bench report target/bench/results.json --output bench.html
   prime bench report new.json --against old.json --output change.html
-  prime bench tune --model models/Qwen2.5-0.5B  the fastest kernel of each of its products on this GPU, for every run after this")]
+  prime bench tune --model models/Qwen2.5-0.5B  the fastest kernel of its products and its attention on this GPU, for every run after this")]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
     command: BenchCommand,
@@ -59,25 +59,30 @@ struct ReportArgs {
     output: Option<PathBuf>,
 }
 
-/// Find the fastest kernel for products of matrices on a GPU, and have all later runs use it
+/// Find the fastest kernel for products of matrices and for attention on a GPU, and have all later runs use it
 ///
-/// Every tile and every cut of a product that the launcher could take is checked against what it takes by itself, timed on the device, and the fastest
-/// is kept in a file beside the compiled kernels, for this chip and compiler. Products of about as many rows (up to the next power of two) use it
-/// too. Runs then sum in another order than before: one that was stopped should be resumed before a device is tuned. Runs with
-/// numerics="invariant" are not changed.
+/// Every tile and every cut of a product that the launcher could take is checked against what it takes by itself, every kernel of attention's forward
+/// pass against float64; they are timed on the device, and the fastest is kept in a file beside the compiled kernels, for this chip and compiler.
+/// Products of about as many rows (up to the next power of two) use it too, and attention over about as many tokens in sequences of about their
+/// length. Attention has a choice on Hopper alone. Runs then sum in another order than before: one that was stopped should be resumed before a device
+/// is tuned. Runs with numerics="invariant" are not changed.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   prime bench tune --model models/Qwen2.5-0.5B
   prime bench tune --model models/Qwen2.5-0.5B --tokens 8192 --decode 1,32,128
-  prime bench tune --matmul NT:64x37888x3584 --matmul TN:3584x18944x4096")]
+  prime bench tune --matmul NT:64x37888x3584 --matmul TN:3584x18944x4096
+  prime bench tune --attention causal:8x512:14/2x64 --attention full:1x8192:32/8x128")]
 struct TuneArgs {
-    /// The linear layers of a model's folder, forward and backward
+    /// A model's folder: its linear layers, forward and backward, and its attention, forward, over sequences of all lengths by powers of two
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// A product: its layout, rows and columns of the result, and terms of each sum; may be given more than once
     #[arg(long, value_name = "LAYOUT:MxNxK")]
     matmul: Vec<String>,
+    /// Attention: its mask (causal or full), sequences and tokens of each, and heads of queries, of keys, and elements of one; may be given more than once
+    #[arg(long, value_name = "MASK:SEQUENCESxTOKENS:HEADS/KV_HEADSxSIZE")]
+    attention: Vec<String>,
     /// Tokens of a training batch, for --model
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     tokens: u32,
@@ -102,8 +107,20 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
 fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let device = Device::parse(&args.device).map_err(misuse)?;
     let dtype = if args.dtype == "float32" { DType::F32 } else { DType::BF16 };
-    let named = args.matmul.iter().map(|text| tune::named(text, dtype));
-    let mut problems = named.collect::<Result<Vec<_>>>().map_err(misuse)?;
+    if device == Device::Cpu {
+        return Err(misuse(anyhow!(
+            "the host has one way to compute each of them; tune cuda, cuda:N or emulated"
+        )));
+    }
+    let mut problems = Vec::new();
+    for text in &args.matmul {
+        let problem = tune::products::named(text, dtype).map_err(misuse)?;
+        problems.push(Problem::Product(problem));
+    }
+    for text in &args.attention {
+        let problem = tune::attention::named(text, dtype).map_err(misuse)?;
+        problems.push(Problem::Attention(problem));
+    }
     if let Some(folder) = &args.model {
         models::check(folder)?;
         let decode: Vec<usize> = args.decode.iter().map(|&count| count as usize).collect();
@@ -112,12 +129,13 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
     }
     if problems.is_empty() {
         return Err(misuse(anyhow!(
-            "there is nothing to tune: name a model's folder with --model, or products with --matmul"
+            "there is nothing to tune: name a model's folder with --model, products with --matmul, or attention with --attention"
         )));
     }
     let path = tune::tune(device, &problems, |entry| {
         say(&format!(
-            "{}: {:.4} ms by {} of {} ways; {:.4} ms before",
+            "{} {}: {:.4} ms by {} of {} ways; {:.4} ms before",
+            entry.kernel,
             entry.problem,
             1e3 * entry.seconds,
             entry.variant,
