@@ -21,7 +21,8 @@
 //! [`forward`], and gives its bits, as on the host. Same call, same bits, unless [`Numerics::Unordered`] is chosen.
 //!
 //! Hopper has kernels of its own for bfloat16 in aligned rows (`cuda/hopper.rs`), to 256 elements a head. Where numerics are to be invariant it takes the portable
-//! forward, which decoding shares.
+//! forward, which decoding shares. Which forward kernel is taken may be chosen by the size of the batch ([`tuning`]); a sequence then has the same bits in
+//! the batches of a class.
 //!
 //! Sources: Dao et al., arXiv 2205.14135 and 2307.08691; Shah et al., arXiv 2407.08608; Ainslie et al., arXiv 2305.13245.
 

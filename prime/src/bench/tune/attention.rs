@@ -237,6 +237,13 @@ impl Work for Buffers {
         fill(&mut self.sets[0].out, f32::NAN)?;
         fill(&mut self.sets[0].lse, f32::NAN)?;
         self.run()?;
+        Ok(self.compare())
+    }
+}
+
+impl Buffers {
+    /// Compares what is in the first buffers with float64, at some tokens.
+    fn compare(&self) -> Result<(), String> {
         let Problem { heads, kv_heads, head_dim, dtype, .. } = self.problem;
         let heads = Heads { heads, kv_heads, head_dim };
         let Set { out, lse, fused } = &self.sets[0];
@@ -247,13 +254,10 @@ impl Work for Buffers {
             let found = [row(out.view()), row(lse.view())];
             let found = found.each_ref().map(Vec::as_slice);
             let scale = f64::from(self.scale());
-            if let Err(message) =
-                check_row(self.device, dtype, [&row(q), &k, &v], heads, scale, found)
-            {
-                return Ok(Err(format!("token {token}: {message}")));
-            }
+            check_row(self.device, dtype, [&row(q), &k, &v], heads, scale, found)
+                .map_err(|message| format!("token {token}: {message}"))?;
         }
-        Ok(Ok(()))
+        Ok(())
     }
 }
 
@@ -333,6 +337,25 @@ mod tests {
                 class.tokens / class.sequences
             });
             assert_eq!(classes.collect::<Vec<_>>(), lengths, "{tokens}");
+        }
+    }
+
+    #[test]
+    fn what_is_computed_wrongly_is_found() {
+        for (text, dtype) in [("causal:3x50:4/2x20", DType::BF16), ("full:2x70:3/3x64", DType::F32)]
+        {
+            let mut buffers = Buffers::new(Device::Cpu, named(text, dtype).unwrap()).unwrap();
+            assert_eq!(buffers.check().unwrap(), Ok(()), "{text}");
+            fill(&mut buffers.sets[0].lse, 0.0).unwrap();
+            assert!(buffers.compare().unwrap_err().contains("lse"), "{text}");
+            buffers.check().unwrap().unwrap();
+            // As if a kernel had seen keys that it must not, or not all.
+            let mask = match buffers.problem.mask {
+                Mask::Causal => Mask::Full,
+                Mask::Full => Mask::Causal,
+            };
+            buffers.problem.mask = mask;
+            assert!(buffers.compare().unwrap_err().contains(": out["), "{text}");
         }
     }
 
