@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use prime_runtime::{DType, View};
 
-use super::cpu::{Kernel, PANEL, STRIP, STRIP_ROW, Tile, Word};
+use super::cpu::{Kernel, Tile, Word};
+use super::cut::{PANEL, STRIP, STRIP_ROW};
 use super::pack::{Ahead, address};
 
 /// The kernel for a strip of `rows` rows and up to `panels` panels, and how many panels it takes at once.

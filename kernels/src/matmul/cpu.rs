@@ -17,36 +17,13 @@ use std::ops::Range;
 
 use prime_runtime::{DType, Element, Result, SharedMut, View, ViewMut, bf16};
 
+use super::cut::{
+    BLOCK, Cut, FRESH_PANELS, FRESH_ROWS, LARGE_BLOCK, PANEL, Part, STRIP, STRIP_ROW, TASK_SUMS,
+};
 use super::pack::{self, Ahead, SendPtr, address};
 use super::{Activation, Epilogue, portable};
 use crate::simd::{Level, multiversion};
-use crate::{math, parallel, scratch};
-
-/// Rows of a register tile.
-pub(super) const STRIP: usize = 12;
-/// Columns of a register tile.
-pub(super) const PANEL: usize = 32;
-/// Most words of a block along k.
-const BLOCK: usize = 512;
-/// Most panels of a task: a block of them stays in the second-level cache.
-const TASK_PANELS: usize = 16;
-/// Most strips of a task, so that the sums of unfinished chains fit on its stack.
-const TASK_STRIPS: usize = 8;
-/// The same of a large product, whose unfinished sums fit into the same room.
-const LARGE_BLOCK: usize = 1024;
-const LARGE_PANELS: usize = 4;
-const LARGE_STRIPS: usize = TASK_PANELS * TASK_STRIPS / LARGE_PANELS;
-/// Words from one row of a copied strip to the next: odd in cache lines, so that rows fall into different sets.
-pub(super) const STRIP_ROW: usize = LARGE_BLOCK + 16;
-
-/// Up to so many rows, a task packs the panels it needs by itself, block by block, on its stack.
-const FRESH_ROWS: usize = 48;
-/// Panels of such a task.
-const FRESH_PANELS: usize = 4;
-/// Fewer multiply-adds than this are not worth waking another thread,
-const SERIAL_WORK: usize = 1 << 20;
-/// unless they read so many words of B, perhaps from memory.
-pub(super) const SERIAL_WORDS: usize = 1 << 17;
+use crate::{math, scratch};
 
 /// What a 32-bit word along k holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,11 +136,6 @@ fn kernel(
     }
 }
 
-/// Part `index` of `0..length` cut into `parts` that differ by one at most.
-pub(super) fn part(length: usize, parts: usize, index: usize) -> Range<usize> {
-    index * length / parts..(index + 1) * length / parts
-}
-
 /// Computes a product on this machine, with the instructions of `level`.
 pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> Result<()> {
     let (m, n) = (out.dim(0), out.dim(1));
@@ -188,10 +160,10 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
     let mut job = Job {
         level,
         word,
-        m,
         n,
         words: word.count(product.k),
         product,
+        cut: Cut::new(m, n, product, word),
         start: SendPtr(start),
         stride,
         rounded,
@@ -199,26 +171,24 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
         plain,
         strips: None,
     };
-    let cut = job.cut();
-    let strips = if cut.copies {
-        let (blocks, strips) = (cut.blocks(job.words), m.div_ceil(STRIP));
-        let slot = pack::slot(product.transposed_a, job.words.div_ceil(blocks));
-        let mut room = scratch::take::<u32>(blocks * strips * slot)?;
-        pack::strips(level, &mut room, product.a, product.transposed_a, word, blocks);
+    let strips = if job.cut.copies {
+        let slot = pack::slot(product.transposed_a, job.cut.longest());
+        let mut room = scratch::take::<u32>(job.cut.blocks * job.cut.strips() * slot)?;
+        pack::strips(level, &mut room, product.a, product.transposed_a, word, job.cut.blocks);
         Some(room)
     } else {
         None
     };
     job.strips = strips.as_deref();
     match product.right {
-        Right::Packed { words, .. } => job.run(&cut, Panels::Packed(words)),
+        Right::Packed { words, .. } => job.run(Panels::Packed(words)),
         Right::Plain { b, transposed } if m <= FRESH_ROWS => {
-            job.run(&cut, Panels::Fresh { b, transposed });
+            job.run(Panels::Fresh { b, transposed });
         }
         Right::Plain { b, transposed } => {
             let mut words = scratch::take::<u32>(panels_length(n, product.k, word))?;
             pack::panels(level, &mut words, b, transposed, word);
-            job.run(&cut, Panels::Packed(&words));
+            job.run(Panels::Packed(&words));
         }
     }
     Ok(())
@@ -235,11 +205,11 @@ enum Panels<'a> {
 struct Job<'a> {
     level: Level,
     word: Word,
-    m: usize,
     n: usize,
     /// Words along k.
     words: usize,
     product: &'a Product<'a>,
+    cut: Cut,
     start: SendPtr<u8>,
     stride: usize,
     rounded: bool,
@@ -248,26 +218,6 @@ struct Job<'a> {
     plain: bool,
     /// All strips of A, where they were copied before: see [`pack::strips`].
     strips: Option<&'a [u32]>,
-}
-
-/// How a product is cut.
-struct Cut {
-    /// Tasks side by side,
-    across: usize,
-    /// and below one another.
-    down: usize,
-    serial: bool,
-    /// Most words of a block.
-    block: usize,
-    /// A is copied into strips before the tasks start.
-    copies: bool,
-}
-
-impl Cut {
-    /// Blocks of so many words.
-    fn blocks(&self, words: usize) -> usize {
-        words.div_ceil(self.block).max(1)
-    }
 }
 
 /// One block of a part: whether it is the first or last of its chains, and where unfinished sums and panels are.
@@ -279,70 +229,10 @@ struct Stage {
     panel_stride: usize,
 }
 
-/// A task's part of C.
-struct Part {
-    strips: Range<usize>,
-    panels: Range<usize>,
-    /// Blocks in which it walks along k.
-    blocks: usize,
-}
-
 impl Job<'_> {
-    /// Cuts C into tasks.
-    fn cut(&self) -> Cut {
-        let (strips, width) = (self.m.div_ceil(STRIP), self.n.div_ceil(PANEL));
-        let threads = rayon::current_num_threads();
-        let serial = threads == 1
-            || self.m * self.n * self.product.k < SERIAL_WORK && self.n * self.words < SERIAL_WORDS;
-        let fresh = self.m <= FRESH_ROWS && matches!(self.product.right, Right::Plain { .. });
-        let large = strips > LARGE_STRIPS && width > 2 * TASK_PANELS && self.words > BLOCK;
-        let (block, most, most_strips) = match (large, fresh) {
-            (true, _) => (LARGE_BLOCK, LARGE_PANELS, LARGE_STRIPS),
-            (false, true) => (BLOCK, FRESH_PANELS, TASK_STRIPS),
-            (false, false) => (BLOCK, TASK_PANELS, TASK_STRIPS),
-        };
-        // Enough tasks to level out uneven work; narrower ones only where there are too few rows to share, but not so narrow
-        // that a kernel for few rows lacks panels to read side by side.
-        let wanted = if serial { 1 } else { 4 * threads };
-        let narrow = if strips <= TASK_STRIPS && !fresh {
-            // Few rows make little use of a panel: let each panel be read by one task.
-            wanted
-        } else {
-            wanted.div_ceil(strips)
-        };
-        let across = width.div_ceil(most).max(narrow.min(width.div_ceil(4)));
-        let level = if across >= 2 * threads { 1 } else { wanted.div_ceil(across) };
-        let down = level.max(strips.div_ceil(most_strips)).min(strips);
-        // A strip of a transposed A takes part of a cache line of each row. Where rows fall into the same sets of the first-level cache, the rest of the
-        // line is gone before the next strip wants it.
-        let a = self.product.a;
-        let collide = self.product.transposed_a && a.row_stride() * a.dtype().size() % 2048 == 0;
-        let copies = large || collide && across > 1 && !fresh;
-        Cut { across, down, serial, block, copies }
-    }
-
-    /// Runs the tasks.
-    fn run(&self, cut: &Cut, panels: Panels<'_>) {
-        let (strips, width) = (self.m.div_ceil(STRIP), self.n.div_ceil(PANEL));
-        // Tasks that run at about the same time share what they read of the larger operand; all of the smaller one may stay in the third-level cache.
-        let task = |index: usize| {
-            let [row, column] = if self.m > self.n {
-                [index / cut.across, index % cut.across]
-            } else {
-                [index % cut.down, index / cut.down]
-            };
-            Part {
-                strips: part(strips, cut.down, row),
-                panels: part(width, cut.across, column),
-                blocks: cut.blocks(self.words),
-            }
-        };
-        let work = |range: Range<usize>| range.for_each(|index| self.part(&task(index), panels));
-        if cut.serial {
-            work(0..cut.across * cut.down);
-        } else {
-            parallel::ranges(cut.across * cut.down, 1, work);
-        }
+    /// Computes C.
+    fn run(&self, panels: Panels<'_>) {
+        self.cut.for_each_part(|part| self.part(part, panels));
     }
 
     /// Computes a part of C. What needs room on the stack is never inlined, so that only calls that use it pay for it, and the
@@ -362,7 +252,7 @@ impl Job<'_> {
     }
 
     fn part_with(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32) {
-        if self.rounded && part.blocks > 1 {
+        if self.rounded && self.cut.blocks > 1 {
             self.long_part(part, panels, fresh);
         } else {
             self.blocks(part, panels, fresh, std::ptr::null_mut());
@@ -372,7 +262,7 @@ impl Job<'_> {
     /// With room for the sums of chains that one block does not finish, where C is too narrow to keep them.
     #[inline(never)]
     fn long_part(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32) {
-        let mut sums = MaybeUninit::<[f32; TASK_STRIPS * STRIP * TASK_PANELS * PANEL]>::uninit();
+        let mut sums = MaybeUninit::<[f32; TASK_SUMS]>::uninit();
         self.blocks(part, panels, fresh, sums.as_mut_ptr().cast());
     }
 
@@ -380,18 +270,18 @@ impl Job<'_> {
     fn blocks(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32, sums: *mut f32) {
         let mut strip = MaybeUninit::<[u32; pack::slot(false, LARGE_BLOCK)]>::uninit();
         let strip = strip.as_mut_ptr().cast::<u32>();
-        for index in 0..part.blocks {
-            let block = self::part(self.words, part.blocks, index);
+        for index in 0..self.cut.blocks {
+            let block = self.cut.block(index);
             let (right, panel_stride) = self.panels(part, panels, fresh, block.clone());
             let stage =
-                Stage { first: index == 0, last: index + 1 == part.blocks, sums, panel_stride };
+                Stage { first: index == 0, last: index + 1 == self.cut.blocks, sums, panel_stride };
             let mut panels_ahead = self.panels_ahead(part, panels, index + 1);
             for strip_index in part.strips.clone() {
-                let rows = rows(self.m, strip_index);
+                let rows = self.cut.rows(strip_index);
                 let next = (strip_index + 1 < part.strips.end).then_some(strip_index + 1);
                 // SAFETY: the array is a slot, and this task's alone.
                 let (left, mut ahead) =
-                    unsafe { self.strip(strip, part, index, block.clone(), strip_index, next) };
+                    unsafe { self.strip(strip, index, block.clone(), strip_index, next) };
                 let mut panel = part.panels.start;
                 while panel < part.panels.end {
                     let (kernel, taken) = kernel(
@@ -428,7 +318,6 @@ impl Job<'_> {
     unsafe fn strip(
         &self,
         room: *mut u32,
-        part: &Part,
         index: usize,
         block: Range<usize>,
         strip: usize,
@@ -436,9 +325,9 @@ impl Job<'_> {
     ) -> (*const u32, Ahead) {
         let Product { a, transposed_a, .. } = *self.product;
         if let Some(words) = self.strips {
-            let (strips, longest) = (self.m.div_ceil(STRIP), self.words.div_ceil(part.blocks));
-            let slot = pack::slot(transposed_a, longest);
-            let at = |strip: usize| words[(index * strips + strip) * slot..][..slot].as_ptr();
+            let slot = pack::slot(transposed_a, self.cut.longest());
+            let at =
+                |strip: usize| words[(index * self.cut.strips() + strip) * slot..][..slot].as_ptr();
             let ahead = next.map_or_else(Ahead::nothing, |next| {
                 let [rows, line] =
                     if transposed_a { [1, block.len() * STRIP] } else { [STRIP, block.len()] };
@@ -447,7 +336,7 @@ impl Job<'_> {
             return (at(strip), ahead);
         }
         let (level, word) = (self.level, self.word);
-        let rows = |strip: usize| self::rows(self.m, strip);
+        let rows = |strip: usize| self.cut.rows(strip);
         // SAFETY: the caller's promise.
         unsafe { pack::strip(level, room, a, transposed_a, word, rows(strip), block.clone()) };
         let ahead = |next| Ahead::new(a, transposed_a, word, rows(next), block);
@@ -483,8 +372,8 @@ impl Job<'_> {
         let Panels::Packed(words) = panels else { return Ahead::nothing() };
         let width = self.n.div_ceil(PANEL);
         let (index, first) =
-            if index < part.blocks { (index, part.panels.start) } else { (0, part.panels.end) };
-        let block = self::part(self.words, part.blocks, index);
+            if index < self.cut.blocks { (index, part.panels.start) } else { (0, part.panels.end) };
+        let block = self.cut.block(index);
         let count = part.panels.len().min(width - first);
         let at = words[(first * self.words + block.start) * PANEL..].as_ptr();
         Ahead::lines(at, count, block.len() * PANEL, self.words * PANEL)
@@ -504,7 +393,7 @@ impl Job<'_> {
             (place.cast::<f32>(), self.stride)
         } else {
             let stride = part.panels.len() * PANEL;
-            let row = rows.start - self::rows(self.m, part.strips.start).start;
+            let row = rows.start - self.cut.rows(part.strips.start).start;
             let column = columns.start - part.panels.start * PANEL;
             (stage.sums.wrapping_add(row * stride + column), stride)
         };
@@ -580,11 +469,6 @@ impl Job<'_> {
             _ => finish::<f32, f32>(self.out, sums, row, columns, epilogue, joins),
         }
     }
-}
-
-/// Rows of a strip: strips differ by one row at most.
-pub(super) fn rows(m: usize, strip: usize) -> Range<usize> {
-    part(m, m.div_ceil(STRIP), strip)
 }
 
 multiversion! {

@@ -32,6 +32,7 @@ mod avx512;
 pub mod check;
 mod cpu;
 pub(crate) mod cuda;
+mod cut;
 pub(crate) mod hopper;
 mod pack;
 mod portable;

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use prime_runtime::{DType, View, bf16};
 
-use super::cpu::{PANEL, SERIAL_WORDS, STRIP, STRIP_ROW, Word, panels_length, part, rows};
+use super::cpu::{Word, panels_length};
+use super::cut::{PANEL, SERIAL_WORDS, STRIP, STRIP_ROW, part, rows};
 use crate::parallel;
 use crate::simd::{Level, multiversion};
 
@@ -140,7 +141,7 @@ fn lines<const WIDTH: usize>(
 /// Copies words `block` of rows `rows` of op(A): rows of [`STRIP_ROW`] words, or, transposed, columns of [`STRIP`] words.
 ///
 /// # Safety
-/// `strip` has room for [`STRIP`] rows of [`STRIP_ROW`] words, and the block has at most `BLOCK` words.
+/// `strip` has room for [`STRIP`] rows of [`STRIP_ROW`] words, and the block fits into them.
 pub(super) unsafe fn strip(
     level: Level,
     strip: *mut u32,

@@ -1,6 +1,7 @@
 //! The kernel in plain Rust, compiled for AVX2 and for whatever the target always has.
 
-use super::cpu::{Kernel, PANEL, STRIP, STRIP_ROW, Tile};
+use super::cpu::{Kernel, Tile};
+use super::cut::{PANEL, STRIP, STRIP_ROW};
 use super::pack::Ahead;
 use crate::simd::Level;
 
