@@ -4,10 +4,11 @@
     python tools/peers/gpu.py --device cpu --cases target/bench/results.json --output peers.json --seconds 20   # to see that it works
 
 Products are those of torch.matmul, and of a Triton kernel where Triton is there; attention is scaled_dot_product_attention by each backend that takes
-the shape (cuDNN, flash, and on the host the default); a training step is a Qwen2 written out here, as it is and under torch.compile. Each result is
-compared with float64 at sampled places, or with the uncompiled step, before it is timed. All that do a case run in turn, the order turned around from
-round to round, on buffers that take turns through more than the last cache; times on a GPU are its own, by events, short calls recorded as a graph.
-They ran in another process than ours, minutes later on the same device: ratios between the two say less than those within one process.
+the shape (cuDNN, flash, and on the host the default); a training step is a Qwen2 written out here, as it is and, in a case of its own, under
+torch.compile. Each result is compared with float64 at sampled places, the first loss of a training step with that of a model that knows nothing, before
+it is timed. All that do a case run in turn, the order turned around from round to round, on buffers that take turns through more than the last cache;
+times on a GPU are its own, by events, short calls recorded as a graph. They ran in another process than ours, minutes later on the same device: ratios
+between the two say less than those within one process.
 """
 
 import argparse
@@ -75,10 +76,9 @@ class Clock:
         return count, lambda: calls(count)
 
 
-def rounds(clock: Clock, contestants: dict, sets: int, recordable: bool) -> dict[str, list[float]]:
+def rounds(clock: Clock, prepared: dict) -> dict[str, list[float]]:
     """Seconds of a call of each, round by round after one that warms up."""
-    prepared = {name: clock.prepare(call, sets, recordable) for name, call in contestants.items()}
-    seconds = {name: [] for name in contestants}
+    seconds = {name: [] for name in prepared}
     for index in range(ROUNDS + 1):
         order = list(prepared) if index % 2 == 0 else list(reversed(prepared))
         for name in order:
@@ -272,42 +272,72 @@ class Decoder(torch.nn.Module):
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-def train_step(case: dict, device: str, _cache: float):
+def train_step(case: dict, device: str, compiled: bool):
     s, dtype = case["about"]["shape"], DTYPES[case["dtype"]]
     torch.manual_seed(1)
     model = Decoder(s).to(device)
     tokens = torch.randint(s["vocabulary"], (s["sequences"], s["length"]), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
 
-    def stepper(forward):
-        def step(_set: int) -> float:
-            with torch.autocast(device, torch.bfloat16) if dtype == torch.bfloat16 else contextlib.nullcontext():
-                loss = forward(tokens)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return loss
+    forward = torch.compile(model) if compiled else model
 
-        return step
+    def step(_set: int) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16) if dtype == torch.bfloat16 else contextlib.nullcontext():
+            loss = forward(tokens)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
 
-    compiled = torch.compile(model)
-    contestants = {"PyTorch": stepper(model), "torch.compile": stepper(compiled)}
     expected = math.log(s["vocabulary"])
 
-    def check(name: str) -> dict:
-        # A model that knows nothing.
-        loss = float(contestants[name](0).detach())
+    def check(_name: str) -> dict:
+        loss = float(step(0).detach())
         return {"compared": 1, "worst": abs(loss - expected) / 0.5}
 
-    return contestants, check, 1, False
+    return {"torch.compile" if compiled else "PyTorch": step}, check, 1, False
 
 
-MAKERS = {
-    "matmul": matmul,
-    "attention forward": lambda *arguments: attention(*arguments, backward=False),
-    "attention backward": lambda *arguments: attention(*arguments, backward=True),
-    "train step": train_step,
-}
+# Who does an operation, in the order in which they are measured: what torch.compile may spend long on, behind what is quick and is then in the file.
+MAKERS = [
+    ("attention forward", lambda case, device, cache: attention(case, device, cache, backward=False)),
+    ("attention backward", lambda case, device, cache: attention(case, device, cache, backward=True)),
+    ("train step", lambda case, device, _: train_step(case, device, compiled=False)),
+    ("train step", lambda case, device, _: train_step(case, device, compiled=True)),
+    ("matmul", matmul),
+]
+OPERATIONS = list(dict.fromkeys(operation for operation, _ in MAKERS))
+
+
+FAILED = "it failed: "
+
+
+def reason(error: Exception) -> str:
+    """What whoever did not take part is named with."""
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        return "it needs more memory than there is"
+    return f"{FAILED}{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def measure(make, case: dict, device: str, cache: float, clock: Clock, absent: list) -> dict | None:
+    """What the contestants of a case did; whoever fails is put among the absent, whatever PyTorch, its compiler or Triton raises, and the others are measured."""
+    made = make(case, device, cache)
+    if not made or not made[0]:
+        return None
+    contestants, check, sets, recordable = made
+    checks, prepared = {}, {}
+    for name, call in contestants.items():
+        try:
+            checked = check(name)
+            if checked["worst"] <= 1:
+                prepared[name] = clock.prepare(call, sets, recordable)
+            checks[name] = checked
+        except Exception as error:
+            absent.append((name, reason(error)))
+    seconds = rounds(clock, prepared)
+    entries = [{"name": name, "ours": False, "seconds": seconds.get(name, []), "check": checked} for name, checked in checks.items()]
+    return {"sets": sets, "contestants": entries}
 
 
 def now() -> str:
@@ -320,10 +350,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--seconds", type=float, default=70, help="when so many have passed, what is left is left out")
-    parser.add_argument("--operation", action="append", choices=list(MAKERS), help="these alone; may be given more than once")
+    parser.add_argument("--operation", action="append", choices=OPERATIONS, help="these alone; may be given more than once")
     arguments = parser.parse_args()
     own = json.loads(arguments.cases.read_text())
-    wanted = [c for c in own["cases"] if c["device"].split(":")[0] == arguments.device and c["operation"] in (arguments.operation or MAKERS)]
+    wanted = [c for c in own["cases"] if c["device"].split(":")[0] == arguments.device and c["operation"] in (arguments.operation or OPERATIONS)]
     wanted = [c for c in wanted if "shape" in c.get("about", {})]
     machine = next((m for m in own["machines"] if m["device"].split(":")[0] == arguments.device), None)
     if machine is None:
@@ -353,13 +383,11 @@ def main() -> None:
         beside.replace(arguments.output)
 
     failed = 0
-    # Few before many; training steps, which torch.compile may spend long on, behind what is quick.
-    order = {"attention forward": 0, "attention backward": 1, "train step": 2, "matmul": 3}
-    for case in sorted(wanted, key=lambda c: order[c["operation"]]):
-        about = {key: case[key] for key in ("device", "operation", "name", "dtype", "unit", "amount")}
+    for make, case in ((make, case) for operation, make in MAKERS for case in wanted if case["operation"] == operation):
+        title = f"{case['name']}, {case['dtype']}"
 
         def skip(why: str) -> None:
-            skipped.append({"device": case["device"], "operation": case["operation"], "name": f"{case['name']}, {case['dtype']}", "why": why})
+            skipped.append({"device": case["device"], "operation": case["operation"], "name": title, "why": why})
 
         left = arguments.seconds - (time.monotonic() - begin)
         ours = [c["seconds"] for c in case["contestants"] if c["seconds"]]
@@ -367,32 +395,27 @@ def main() -> None:
         if left < 0 or slow:
             skip("the time was used up" if left < 0 else "it would take too long here")
             continue
+        absent = []
         try:
-            made = MAKERS[case["operation"]](case, arguments.device, cache)
-            if not made or not made[0]:
-                continue
-            contestants, check, sets, recordable = made
-            checks = {name: check(name) for name in contestants}
-            right = {name: call for name, call in contestants.items() if checks[name]["worst"] <= 1}
-            seconds = rounds(clock, right, sets, recordable)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            skip("it needs more memory than there is")
-            continue
-        except Exception as error:  # whatever PyTorch, its compiler or a library of theirs raises: the other cases are measured
-            words = " ".join(str(error).split())[:300]
-            skip(f"it failed: {type(error).__name__}: {words}")
-            print(f"FAILED: {case['operation']}, {case['name']}, {case['dtype']}: {words}", file=sys.stderr, flush=True)
-            failed += 1
-            continue
-        entries = [{"name": name, "ours": False, "seconds": seconds.get(name, []), "check": checks[name]} for name in contestants]
-        cases.append(about | {"flops": case.get("flops", 0), "bytes": case.get("bytes", 0), "sets": sets, "contestants": entries})
-        shown = {name: f"{statistics.median(times) * 1e3:.4g} ms" for name, times in seconds.items()}
-        print(f"{case['operation']}, {case['name']}, {case['dtype']}: {shown}", flush=True)
+            measured = measure(make, case, arguments.device, cache, clock, absent)
+        except Exception as error:  # the other cases are measured
+            measured = None
+            absent.append(("the case", reason(error)))
+        for name, why in absent:
+            if why.startswith(FAILED):
+                failed += 1
+                print(f"FAILED: {case['operation']}, {title}, {name}: {why}", file=sys.stderr, flush=True)
+        if measured and measured["contestants"]:
+            about = {key: case.get(key, 0) for key in ("device", "operation", "name", "dtype", "unit", "amount", "flops", "bytes")}
+            cases.append(about | measured | {"absent": absent})
+            shown = {c["name"]: f"{statistics.median(c['seconds']) * 1e3:.4g} ms" for c in measured["contestants"] if c["seconds"]}
+            print(f"{case['operation']}, {title}: {shown}", flush=True)
+        elif absent:
+            skip("; ".join(f"{name}: {why}" for name, why in absent))
         save()
     save()
     if failed:
-        sys.exit(f"{failed} cases failed: see the file")
+        sys.exit(f"{failed} failed: see the file")
     if any(c["check"]["worst"] > 1 for case in cases for c in case["contestants"]):
         sys.exit("a result was wrong: see the file")
 
