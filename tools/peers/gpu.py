@@ -321,7 +321,7 @@ def reason(error: Exception) -> str:
 
 
 def measure(make, case: dict, device: str, cache: float, clock: Clock, absent: list) -> dict | None:
-    """What the contestants of a case did; whoever fails is put among the absent, whatever PyTorch, its compiler or Triton raises, and the others are measured."""
+    """What the contestants of a case did; whoever fails is added to `absent`, whatever PyTorch, its compiler or Triton raises, and the others are measured."""
     made = make(case, device, cache)
     if not made or not made[0]:
         return None
@@ -402,16 +402,15 @@ def main() -> None:
             measured = None
             absent.append(("the case", reason(error)))
         for name, why in absent:
+            skip(f"{name}: {why}")
             if why.startswith(FAILED):
                 failed += 1
                 print(f"FAILED: {case['operation']}, {title}, {name}: {why}", file=sys.stderr, flush=True)
         if measured and measured["contestants"]:
             about = {key: case.get(key, 0) for key in ("device", "operation", "name", "dtype", "unit", "amount", "flops", "bytes")}
-            cases.append(about | measured | {"absent": absent})
+            cases.append(about | measured)
             shown = {c["name"]: f"{statistics.median(c['seconds']) * 1e3:.4g} ms" for c in measured["contestants"] if c["seconds"]}
             print(f"{case['operation']}, {title}: {shown}", flush=True)
-        elif absent:
-            skip("; ".join(f"{name}: {why}" for name, why in absent))
         save()
     save()
     if failed:
