@@ -45,15 +45,15 @@ impl Shape {
 
     /// The shape of a name.
     pub fn named(name: &str) -> Option<Self> {
-        [Shape::small(), Shape::medium(), Shape::large()]
+        [Shape::small(), Shape::medium(), Shape::billions()]
             .into_iter()
             .find(|shape| shape.name == name)
     }
 
-    /// As many layers of Qwen2.5 1.5B as make 0.5 billion parameters with its vocabulary: for GPUs.
-    pub fn large() -> Self {
-        let config = Config { head_dim: 128, ..config(1536, 6, 12, 8960, 151_936) };
-        Shape { name: "large", config, sequences: 4, length: 1024 }
+    /// The sizes of Qwen2.5 1.5B, and one sequence of 4096 tokens: for GPUs.
+    pub fn billions() -> Self {
+        let config = config(1536, 28, 12, 8960, 151_936);
+        Shape { name: "1.5B", config, sequences: 1, length: 4096 }
     }
 
     /// For the emulated device.
@@ -86,7 +86,7 @@ fn config(
         qkv_bias: true,
         output_bias: false,
         qk_norm: false,
-        max_position_embeddings: 1024,
+        max_position_embeddings: 4096,
         dtype: DType::F32,
         bos_token_id: None,
         eos_token_ids: Vec::new(),

@@ -319,8 +319,7 @@ impl Run {
         if self.started.elapsed().as_secs_f64() > until {
             return Some("the time for its group was used up".to_owned());
         }
-        let sets = self.setup.sets(case.footprint) as f64;
-        let held = sets * case.footprint;
+        let held = self.held(case);
         let most = CASE_BYTES[usize::from(self.setup.device != Device::Cpu)];
         if held > most {
             return Some(format!("its buffers would take {:.1} GB", held / 1e9));
@@ -338,8 +337,13 @@ impl Run {
         let call = (case.flops / rate(&case.dtype.to_string())).max(case.bytes / rate("bytes"));
         // Rounds, calls that check and find out how long one takes, and buffers, which are filled at a billion bytes a second.
         let calls = (ROUNDS + 5) as f64 * case.contestants.len() as f64;
-        let held = self.setup.sets(case.footprint) as f64 * case.footprint;
-        calls * (call / GUESSED).max(ROUND_SECONDS) + held / 1e9
+        calls * (call / GUESSED).max(ROUND_SECONDS) + self.held(case) / 1e9
+    }
+
+    /// Bytes that the buffers of a case take, in all copies.
+    fn held(&self, case: &Case) -> f64 {
+        let sets = if case.copies { self.setup.sets(case.footprint) } else { 1 };
+        sets as f64 * case.footprint
     }
 }
 

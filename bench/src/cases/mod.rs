@@ -27,8 +27,10 @@ pub struct Case {
     pub bytes: f64,
     /// What rates count, and how much of it a call does; FLOP or bytes where this is none.
     pub counts: Option<(&'static str, f64)>,
-    /// Bytes that one copy of its buffers takes, where that is more than what a call moves.
+    /// Bytes that one copy of its buffers takes: what a call moves, unless it touches but a part of them, or the same several times.
     pub footprint: f64,
+    /// Whether calls take turns through copies of its buffers.
+    pub copies: bool,
     /// The names of those who do it, ours first; they are in this order in the work that is made.
     pub contestants: Vec<String>,
     /// Whether its calls only start kernels, so that a GPU can record them.
@@ -57,6 +59,7 @@ impl Case {
             bytes,
             counts: None,
             footprint: bytes,
+            copies: true,
             contestants: vec![OURS.to_owned()],
             recordable: true,
             make: Box::new(make),

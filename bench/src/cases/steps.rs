@@ -18,7 +18,7 @@ use crate::work::{Comparison, Setup, Work};
 pub fn cases(setup: &Setup) -> Vec<Case> {
     let shapes = match (setup.scale, setup.device) {
         (Scale::Tiny, _) => vec![Shape::tiny()],
-        (_, Device::Cuda(_)) => vec![Shape::medium(), Shape::large()],
+        (_, Device::Cuda(_)) => vec![Shape::medium(), Shape::billions()],
         _ => vec![Shape::small(), Shape::medium()],
     };
     let (prompt, new) = if setup.scale == Scale::Tiny { (4, 3) } else { (16, 128) };
@@ -26,8 +26,8 @@ pub fn cases(setup: &Setup) -> Vec<Case> {
     let mut cases = Vec::new();
     for shape in shapes {
         for dtype in [DType::BF16, DType::F32] {
-            // Of a model of half a billion parameters, float32 says nothing that is asked for.
-            if shape.name == "large" && dtype == DType::F32 {
+            // Of a model for GPUs, float32 says nothing that is asked for.
+            if shape.name == "1.5B" && dtype == DType::F32 {
                 continue;
             }
             cases.push(train(&shape, dtype));
@@ -66,6 +66,7 @@ fn step(
 ) -> Case {
     let mut case = Case::new(operation, name, dtype, [flops, bytes], make).waits();
     case.counts = Some(counts);
+    case.copies = false;
     case
 }
 
@@ -76,7 +77,8 @@ fn train(shape: &Shape, dtype: DType) -> Case {
     let name = format!("{}, {}x{}", shape.name, shape.sequences, shape.length);
     let shape = shape.clone();
     let flops = 3.0 * forward;
-    step("train step", name, dtype, flops, 0.0, ("token", tokens), move |setup| {
+    let weights = parameters(&shape) * dtype.size() as f64;
+    let mut case = step("train step", name, dtype, flops, 0.0, ("token", tokens), move |setup| {
         let mut work = TrainStep::new(&shape, dtype, setup.device)?;
         let config = &shape.config;
         let dims = json!({
@@ -100,7 +102,9 @@ fn train(shape: &Shape, dtype: DType) -> Case {
         });
         made.about.insert("shape".to_owned(), dims);
         Ok(made)
-    })
+    });
+    case.footprint = weights;
+    case
 }
 
 fn generate(
@@ -114,10 +118,11 @@ fn generate(
     let fed = (batch * (prompt + new - 1)) as f64;
     let flops = 2.0 * parameters(shape) * fed + attention(shape, fed, (prompt + new) as f64 / 2.0);
     // Every pass reads the weights once.
-    let bytes = parameters(shape) * dtype.size() as f64 * new as f64;
+    let weights = parameters(shape) * dtype.size() as f64;
+    let bytes = weights * new as f64;
     let name = format!("{}, {batch}x{prompt}+{new}", shape.name);
     let shape = shape.clone();
-    step(operation, name, dtype, flops, bytes, ("token", tokens), move |setup| {
+    let mut case = step(operation, name, dtype, flops, bytes, ("token", tokens), move |setup| {
         let mut work = Generation::new(&shape, dtype, setup.device, sizes)?;
         let done = Rc::new(Cell::new(f64::NAN));
         let found = Rc::clone(&done);
@@ -128,7 +133,9 @@ fn generate(
             done.set(1.0);
             Ok(())
         }))
-    })
+    });
+    case.footprint = weights;
+    case
 }
 
 fn prime(tiny: bool) -> Case {
