@@ -104,7 +104,15 @@
     fire(body, "keydown", { key: "End" });
     check("keys move between tokens", inspect().startsWith(`Token ${all(":scope > span", body).length} of answer 1`), inspect());
     if (data.steps.some((step) => step.groups.some((group) => group.answers.some((answer) => "process_rewards" in answer.columns)))) {
-      check("the running sum is a line with its place marked", all(".sum path", root).length > 0 && all(".sum circle[visibility=visible]", root).length === 1);
+      const marked = () => all(".sum path", root).length > 0 && all(".sum circle[visibility=visible]", root).length === 1;
+      // It is drawn when the browser tells its width, which on a busy machine takes a while.
+      for (let left = 40; left > 0 && !marked(); left--) await pause(50);
+      check("the running sum is a line with its place marked", marked());
+      document.body.style.width = `${width - 20}px`;
+      await pause(300);
+      check("and stays marked at another width", marked());
+      document.body.style.width = innerWidth <= 500 ? "390px" : "";
+      await pause(300);
     }
     const surprising = all("details", root)[0];
     surprising.open = true;

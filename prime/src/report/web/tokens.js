@@ -248,6 +248,12 @@ function tokens(root, data) {
     return { label, values: Array.from(each, (x) => (sum += Number.isFinite(x) ? x : 0)) };
   }
   function drawSum(holder, values) {
+    let place = null;
+    let mark = () => {};
+    holder.point = (i) => {
+      place = i;
+      mark();
+    };
     onWidth(holder, (width) => {
       const low = Math.min(0, ...extremes(values));
       const high = Math.max(0, ...extremes(values));
@@ -257,10 +263,12 @@ function tokens(root, data) {
       const dot = svg("circle", { r: 3.2, visibility: "hidden" });
       holder.replaceChildren(svg("svg", { viewBox: `0 0 ${width} 52`, role: "img", "aria-label": "running sum over the answer's tokens" },
         svg("line", { class: "grid", x1: 0, x2: width, y1: y(0), y2: y(0) }), svg("path", { d: path }), dot));
-      holder.point = (i) => {
-        dot.setAttribute("visibility", i == null ? "hidden" : "visible");
-        if (i != null) dot.setAttribute("transform", `translate(${x(i)} ${y(values[i])})`);
+      // A place that was marked before stays marked at another width.
+      mark = () => {
+        dot.setAttribute("visibility", place == null ? "hidden" : "visible");
+        if (place != null) dot.setAttribute("transform", `translate(${x(place)} ${y(values[place])})`);
       };
+      mark();
     });
   }
   const extremes = (values) => values.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]);
