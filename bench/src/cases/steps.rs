@@ -59,13 +59,13 @@ fn step(
     operation: &'static str,
     name: String,
     dtype: DType,
-    flops: f64,
-    bytes: f64,
+    [flops, bytes, footprint]: [f64; 3],
     counts: (&'static str, f64),
     make: impl FnOnce(&Setup) -> anyhow::Result<Work> + 'static,
 ) -> Case {
     let mut case = Case::new(operation, name, dtype, [flops, bytes], make).waits();
     case.counts = Some(counts);
+    case.footprint = footprint;
     case.copies = false;
     case
 }
@@ -77,8 +77,8 @@ fn train(shape: &Shape, dtype: DType) -> Case {
     let name = format!("{}, {}x{}", shape.name, shape.sequences, shape.length);
     let shape = shape.clone();
     let flops = 3.0 * forward;
-    let weights = parameters(&shape) * dtype.size() as f64;
-    let mut case = step("train step", name, dtype, flops, 0.0, ("token", tokens), move |setup| {
+    let cost = [flops, 0.0, parameters(&shape) * dtype.size() as f64];
+    step("train step", name, dtype, cost, ("token", tokens), move |setup| {
         let mut work = TrainStep::new(&shape, dtype, setup.device)?;
         let config = &shape.config;
         let dims = json!({
@@ -102,9 +102,7 @@ fn train(shape: &Shape, dtype: DType) -> Case {
         });
         made.about.insert("shape".to_owned(), dims);
         Ok(made)
-    });
-    case.footprint = weights;
-    case
+    })
 }
 
 fn generate(
@@ -122,7 +120,7 @@ fn generate(
     let bytes = weights * new as f64;
     let name = format!("{}, {batch}x{prompt}+{new}", shape.name);
     let shape = shape.clone();
-    let mut case = step(operation, name, dtype, flops, bytes, ("token", tokens), move |setup| {
+    step(operation, name, dtype, [flops, bytes, weights], ("token", tokens), move |setup| {
         let mut work = Generation::new(&shape, dtype, setup.device, sizes)?;
         let done = Rc::new(Cell::new(f64::NAN));
         let found = Rc::clone(&done);
@@ -133,14 +131,12 @@ fn generate(
             done.set(1.0);
             Ok(())
         }))
-    });
-    case.footprint = weights;
-    case
+    })
 }
 
 fn prime(tiny: bool) -> Case {
     let name = if tiny { "tiny, 2x2 responses" } else { "default model, 16x4 responses" };
-    step("PRIME step", name.to_owned(), DType::F32, 0.0, 0.0, ("step", 1.0), move |setup| {
+    step("PRIME step", name.to_owned(), DType::F32, [0.0; 3], ("step", 1.0), move |setup| {
         let mut work = PrimeStep::new(setup.device, tiny)?;
         let norm = Rc::new(Cell::new(f64::NAN));
         let found = Rc::clone(&norm);

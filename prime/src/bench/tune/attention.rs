@@ -118,38 +118,7 @@ pub(super) fn of_model(config: &ModelConfig, dtype: DType, tokens: usize) -> Vec
     lengths.take_while(|&length| length <= longest).map(of_length).collect()
 }
 
-impl Tuned for Problem {
-    const KERNEL: &'static str = "attention";
-    type Variant = Variant;
-
-    fn text(&self) -> String {
-        text(self)
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        parse(text)
-    }
-
-    fn class(&self) -> Self {
-        Problem::class(*self)
-    }
-
-    fn variants(&self, device: Device) -> Result<Vec<Variant>> {
-        Ok(tuning::variants(device, *self)?)
-    }
-
-    fn prefer(&self, variant: Option<Variant>) {
-        tuning::prefer(*self, variant);
-    }
-
-    fn preferred(&self) -> Option<Variant> {
-        tuning::preferred(self)
-    }
-
-    fn work(&self, device: Device) -> Result<Box<dyn Work>> {
-        Ok(Box::new(Buffers::new(device, *self)?))
-    }
-}
+tuned!("attention");
 
 /// The buffers of a pass, in copies that exceed the last cache three times. Queries, keys and values are columns of one, as in a model.
 struct Buffers {

@@ -22,6 +22,44 @@ use serde::{Deserialize, Serialize};
 
 use super::choose::fastest;
 
+/// Makes a room's problems [`Tuned`], by what a file of this folder has of them: `text`, `parse` and `Buffers`, beside the room's `tuning`.
+macro_rules! tuned {
+    ($kernel:literal) => {
+        impl Tuned for Problem {
+            const KERNEL: &'static str = $kernel;
+            type Variant = Variant;
+
+            fn text(&self) -> String {
+                text(self)
+            }
+
+            fn parse(text: &str) -> Result<Self> {
+                parse(text)
+            }
+
+            fn class(&self) -> Self {
+                Problem::class(*self)
+            }
+
+            fn variants(&self, device: Device) -> Result<Vec<Variant>> {
+                Ok(tuning::variants(device, *self)?)
+            }
+
+            fn prefer(&self, variant: Option<Variant>) {
+                tuning::prefer(*self, variant);
+            }
+
+            fn preferred(&self) -> Option<Variant> {
+                tuning::preferred(self)
+            }
+
+            fn work(&self, device: Device) -> Result<Box<dyn Work>> {
+                Ok(Box::new(Buffers::new(device, *self)?))
+            }
+        }
+    };
+}
+
 pub mod attention;
 pub mod products;
 

@@ -109,38 +109,7 @@ pub(super) fn of_model(
     problems
 }
 
-impl Tuned for Problem {
-    const KERNEL: &'static str = "matmul";
-    type Variant = Variant;
-
-    fn text(&self) -> String {
-        text(self)
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        parse(text)
-    }
-
-    fn class(&self) -> Self {
-        Problem::class(*self)
-    }
-
-    fn variants(&self, device: Device) -> Result<Vec<Variant>> {
-        Ok(tuning::variants(device, *self)?)
-    }
-
-    fn prefer(&self, variant: Option<Variant>) {
-        tuning::prefer(*self, variant);
-    }
-
-    fn preferred(&self) -> Option<Variant> {
-        tuning::preferred(self)
-    }
-
-    fn work(&self, device: Device) -> Result<Box<dyn Work>> {
-        Ok(Box::new(Buffers::new(device, *self)?))
-    }
-}
+tuned!("matmul");
 
 /// The buffers of a product, in copies that exceed the last cache three times.
 struct Buffers {
