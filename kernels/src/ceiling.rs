@@ -27,13 +27,19 @@ pub fn multiply_adds(dtype: DType, time: Duration) -> f64 {
 fn chunk(dtype: DType) -> usize {
     #[cfg(target_arch = "x86_64")]
     {
+        use crate::matmul::amx;
         use crate::simd::{Level, level};
+        if (level(), dtype) == (Level::Amx, DType::BF16) {
+            // SAFETY: the level says that this machine has these instructions.
+            std::hint::black_box(unsafe { amx::products_of_ones(ROUNDS) });
+            return ROUNDS * amx::OPERATIONS;
+        }
         // A multiply-add is two operations, of a pair of bfloat16 four.
         let (sum, lanes) = match (level(), dtype) {
             // SAFETY: the level says that this machine has these instructions.
             (Level::Avx512Bf16, DType::BF16) => (unsafe { pairs(ROUNDS) }, 32),
             // SAFETY: as above.
-            (Level::Avx512 | Level::Avx512Bf16, _) => (unsafe { wide(ROUNDS) }, 16),
+            (Level::Avx512 | Level::Avx512Bf16 | Level::Amx, _) => (unsafe { wide(ROUNDS) }, 16),
             // SAFETY: as above.
             (Level::Avx2, _) => (unsafe { narrow(ROUNDS) }, 8),
             (Level::Plain, _) => (plain(ROUNDS), LANES),
@@ -147,9 +153,12 @@ mod tests {
                 // SAFETY: as above.
                 assert_eq!(unsafe { wide(10) }, expected(16));
             }
-            if level() == Level::Avx512Bf16 {
+            if level() >= Level::Avx512Bf16 {
                 // SAFETY: as above.
                 assert_eq!(unsafe { pairs(3) }, (3 * 2 * 16 * CHAINS) as f32);
+                // SAFETY: as above; where there are no tile registers, a model of them is used.
+                let tiles = unsafe { crate::matmul::amx::products_of_ones(3) };
+                assert_eq!(tiles, (3 * crate::matmul::amx::OPERATIONS / 2) as f32);
             }
         }
     }

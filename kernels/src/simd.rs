@@ -13,6 +13,8 @@ pub enum Level {
     Avx512,
     /// AVX-512 with bfloat16 dot products.
     Avx512Bf16,
+    /// The same, and tile registers that multiply bfloat16.
+    Amx,
 }
 
 impl std::fmt::Display for Level {
@@ -22,14 +24,15 @@ impl std::fmt::Display for Level {
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
             Level::Avx512Bf16 => "avx512bf16",
+            Level::Amx => "amx",
         })
     }
 }
 
-/// The level in use: the machine's, or a lower one named by `PRIME_SIMD` (`plain`, `avx2`, `avx512`).
+/// The level in use: the machine's, or a lower one named by `PRIME_SIMD` (`plain`, `avx2`, `avx512`, `avx512bf16`).
 ///
 /// float32 results are the same bits on every level, because each level does the same fused multiply-adds in the same
-/// order. bfloat16 products are not: the dot-product instruction rounds differently from separate multiply-adds.
+/// order. bfloat16 products are not: dot-product instructions round differently from separate multiply-adds.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
@@ -37,12 +40,21 @@ pub fn level() -> Level {
             Ok("plain") => Level::Plain,
             Ok("avx2") => Level::Avx2,
             Ok("avx512") => Level::Avx512,
-            _ => Level::Avx512Bf16,
+            Ok("avx512bf16") => Level::Avx512Bf16,
+            // In this crate's tests there is a model of the tile registers.
+            #[cfg(test)]
+            Ok("amx") if detect() == Level::Avx512Bf16 => return Level::Amx,
+            _ => Level::Amx,
         };
-        wanted.min(detect())
+        let vectors = detect();
+        if wanted == Level::Amx && vectors == Level::Avx512Bf16 && has_amx() {
+            return Level::Amx;
+        }
+        wanted.min(vectors)
     })
 }
 
+/// The vectors of this machine.
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Level {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -57,6 +69,31 @@ fn detect() -> Level {
         (true, ..) => Level::Avx2,
         _ => Level::Plain,
     }
+}
+
+/// Whether this process may use tile registers that multiply bfloat16. Asks the system for them, once: it makes room for a thread's only in processes that asked.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn has_amx() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    // Intel's manual, volume 2, CPUID: AMX-BF16 and AMX-TILE in leaf 7, EDX.
+    const BITS: u32 = 1 << 22 | 1 << 24;
+    // Linux, Documentation/arch/x86/xstate.rst.
+    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let has = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BITS == BITS;
+        // SAFETY: the call reads two numbers and no memory.
+        has && unsafe {
+            libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
+        }
+    })
+}
+
+/// Tile registers are used under Linux only.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+pub(crate) fn has_amx() -> bool {
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -86,14 +123,14 @@ macro_rules! multiversion {
                 fn avx2$(<$($generic: $bound),*>)?($($arg: $type),*) $(-> $return)? {
                     body$(::<$($generic),*>)?($($arg),*)
                 }
-                match $crate::simd::level() {
+                let level = $crate::simd::level();
+                if level >= $crate::simd::Level::Avx512 {
                     // SAFETY: the level says that this machine has these instructions.
-                    $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16 => return unsafe {
-                        avx512$(::<$($generic),*>)?($($arg),*)
-                    },
+                    return unsafe { avx512$(::<$($generic),*>)?($($arg),*) };
+                }
+                if level == $crate::simd::Level::Avx2 {
                     // SAFETY: as above.
-                    $crate::simd::Level::Avx2 => return unsafe { avx2$(::<$($generic),*>)?($($arg),*) },
-                    $crate::simd::Level::Plain => {}
+                    return unsafe { avx2$(::<$($generic),*>)?($($arg),*) };
                 }
             }
             body$(::<$($generic),*>)?($($arg),*)

@@ -6,7 +6,7 @@ use std::ops::Range;
 use prime_runtime::{DType, View};
 
 use super::cpu::{Kernel, Tile, Word};
-use super::cut::{PANEL, STRIP, STRIP_ROW};
+use super::cut::{Form, PANEL, STRIP, STRIP_ROW};
 use super::pack::{Ahead, address};
 
 /// The kernel for a strip of `rows` rows and up to `panels` panels, and how many panels it takes at once.
@@ -168,55 +168,46 @@ unsafe fn chains<
             }
             left = left.saturating_sub(EVERY);
         }
-        if !tile.bias.is_null() {
-            for panel in 0..PANELS {
-                for half in 0..2 {
-                    let place = 32 * panel + 16 * half;
-                    let bias = elements(PAIRS, tile.bias, place, masks[panel][half]);
-                    for i in 0..N {
-                        sums[i][panel][half] = _mm512_add_ps(sums[i][panel][half], bias);
-                    }
-                }
-            }
-        }
-        if !tile.residual.is_null() {
-            for i in 0..N {
-                for panel in 0..PANELS {
-                    for half in 0..2 {
-                        let place = i * tile.residual_stride + 32 * panel + 16 * half;
-                        let residual = elements(
-                            PAIRS && tile.rounded,
-                            tile.residual,
-                            place,
-                            masks[panel][half],
-                        );
-                        sums[i][panel][half] = _mm512_add_ps(sums[i][panel][half], residual);
-                    }
-                }
-            }
-        }
         for i in 0..N {
             for panel in 0..PANELS {
                 for half in 0..2 {
-                    let (sum, mask) = (sums[i][panel][half], masks[panel][half]);
-                    let place = i * tile.end_stride + 32 * panel + 16 * half;
-                    if PAIRS && tile.rounded {
-                        let rounded =
-                            std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sum));
-                        _mm256_mask_storeu_epi16(
-                            tile.end.cast::<i16>().wrapping_add(place),
-                            mask,
-                            rounded,
-                        );
-                    } else {
-                        _mm512_mask_storeu_ps(
-                            tile.end.cast::<f32>().wrapping_add(place),
-                            mask,
-                            sum,
-                        );
-                    }
+                    let (sums, mask) = (sums[i][panel][half], masks[panel][half]);
+                    finish::<PAIRS>(tile, sums, i, 32 * panel + 16 * half, mask);
                 }
             }
+        }
+    }
+}
+
+/// Adds bias and residual to finished or unfinished sums of a tile's row from `column` on, and stores them.
+///
+/// # Safety
+/// The machine has AVX-512 F, BW and VL, and BF16 for pairs; the mask's columns are the tile's.
+#[inline(always)]
+pub(super) unsafe fn finish<const PAIRS: bool>(
+    tile: &Tile,
+    mut sums: __m512,
+    row: usize,
+    column: usize,
+    mask: __mmask16,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !tile.bias.is_null() {
+            sums = _mm512_add_ps(sums, elements(PAIRS, tile.bias, column, mask));
+        }
+        if !tile.residual.is_null() {
+            let place = row * tile.residual_stride + column;
+            let narrow = PAIRS && tile.rounded;
+            sums = _mm512_add_ps(sums, elements(narrow, tile.residual, place, mask));
+        }
+        let place = row * tile.end_stride + column;
+        if PAIRS && tile.rounded {
+            let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums));
+            let end = tile.end.cast::<i16>().wrapping_add(place);
+            _mm256_mask_storeu_epi16(end, mask, rounded);
+        } else {
+            _mm512_mask_storeu_ps(tile.end.cast::<f32>().wrapping_add(place), mask, sums);
         }
     }
 }
@@ -261,7 +252,7 @@ unsafe fn elements(narrow: bool, from: *const u8, place: usize, mask: __mmask16)
 
 /// A mask of the first `count` of 16 lanes, or of all.
 #[inline(always)]
-fn first(count: usize) -> __mmask16 {
+pub(super) fn first(count: usize) -> __mmask16 {
     ((1u32 << count.min(16)) - 1) as __mmask16
 }
 
@@ -293,13 +284,7 @@ pub(super) unsafe fn lines<const WIDTH: usize>(
                 let valid = first(columns.len().saturating_sub(16 * part));
                 let line = match (x.dtype(), word) {
                     (DType::BF16, Word::Pair) => {
-                        let from = from.wrapping_add(32 * part);
-                        let mut line = widened(valid, from);
-                        if element + 1 < k {
-                            let next = widened(valid, from.wrapping_add(row));
-                            line = _mm512_or_si512(line, _mm512_slli_epi32::<16>(next));
-                        }
-                        line
+                        pairs_of_rows(valid, from.wrapping_add(32 * part), row, element + 1 < k)
                     }
                     (DType::BF16, Word::Float) => {
                         _mm512_slli_epi32::<16>(widened(valid, from.wrapping_add(32 * part)))
@@ -315,13 +300,14 @@ pub(super) unsafe fn lines<const WIDTH: usize>(
     }
 }
 
-/// Copies words `block` of the rows `rows` of a matrix whose columns run along k, `ROW` words apart.
+/// Copies words `block` of the rows `rows` of a matrix whose columns run along k, in that form.
 ///
 /// # Safety
 /// The machine has AVX-512 F, BW, DQ and VL; `strip` has room for the rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(super) unsafe fn rows<const ROW: usize>(
+pub(super) unsafe fn rows(
     strip: *mut u32,
+    form: &Form,
     x: View<'_>,
     word: Word,
     rows: Range<usize>,
@@ -332,19 +318,69 @@ pub(super) unsafe fn rows<const ROW: usize>(
     let origin = address(x, 0, block.start * word.elements());
     let row_bytes = x.row_stride() * x.dtype().size();
     let left = k - block.start * word.elements();
+    let words = block.len().next_multiple_of(form.unit);
     for (index, row) in rows.enumerate() {
-        for w in (0..block.len()).step_by(16) {
+        for w in (0..words).step_by(16) {
             // SAFETY: the masks keep loads inside the rows and stores inside the strip.
             unsafe {
                 let from = origin.add(row * row_bytes);
-                let words = sixteen_words(x.dtype(), word, from, w, left);
-                _mm512_mask_storeu_epi32(
-                    strip.add(index * ROW + w).cast(),
-                    first(block.len() - w),
-                    words,
-                );
+                let sixteen = sixteen_words(x.dtype(), word, from, w, left);
+                let to = strip.add(index * form.row + w);
+                _mm512_mask_storeu_epi32(to.cast(), first(words - w), sixteen);
             }
         }
+    }
+}
+
+/// [`rows`] of a bfloat16 matrix whose rows run along k, in a form of whole units of pairs.
+///
+/// # Safety
+/// As for [`rows`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) unsafe fn turned_rows(
+    strip: *mut u32,
+    form: &Form,
+    x: View<'_>,
+    word: Word,
+    rows: Range<usize>,
+    block: Range<usize>,
+) {
+    let k = x.dim(0);
+    assert!(rows.end <= x.dim(1) && block.end <= word.count(k));
+    assert!(word == Word::Pair && form.unit == 16 && x.dtype() == DType::BF16);
+    let row_bytes = x.row_stride() * x.dtype().size();
+    for w in (0..block.len()).step_by(16) {
+        for r in (0..rows.len()).step_by(16) {
+            let valid = first(rows.len() - r);
+            let mut square = [_mm512_setzero_si512(); 16];
+            for (pair, line) in (block.start + w..block.end).zip(&mut square) {
+                let from = address(x, 2 * pair, rows.start + r);
+                // SAFETY: the first of the two rows exists, and the mask keeps loads inside it.
+                *line = unsafe { pairs_of_rows(valid, from, row_bytes, 2 * pair + 1 < k) };
+            }
+            for (index, row) in transpose(square).into_iter().take(rows.len() - r).enumerate() {
+                // SAFETY: the strip has room for whole units of its rows.
+                unsafe { _mm512_storeu_si512(strip.add((r + index) * form.row + w).cast(), row) };
+            }
+        }
+    }
+}
+
+/// Pairs of elements that follow one another down the columns, those of the next row in the upper halves; zeros where there is no next row.
+///
+/// # Safety
+/// The mask's elements are readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn pairs_of_rows(mask: __mmask16, from: *const u8, row: usize, next: bool) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = widened(mask, from);
+        if !next {
+            return low;
+        }
+        let high = widened(mask, from.wrapping_add(row));
+        _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
     }
 }
 

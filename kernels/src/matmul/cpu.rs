@@ -1,8 +1,8 @@
-//! The host version: operands in cache-sized blocks of 32-bit words, register tiles of 12 x 32 chains.
+//! The host version: operands in cache-sized blocks of 32-bit words, register tiles of 12 x 32 chains (32 x 32 with AMX).
 //!
 //! Everything is counted in words of 32 bits along k: one float32, or two bfloat16 side by side where the machine multiplies
-//! pairs. B is put into panels of [`PANEL`] columns, word after word (`[panels][words][PANEL]`), A into strips of up to [`STRIP`]
-//! rows. The work is cut into tiles of C, one task each. A task walks over blocks of words; in each it runs the kernel of [`Tile`] on
+//! pairs. B is put into panels of [`PANEL`] columns, word after word (`[panels][words][PANEL]`), A into strips of up to 12
+//! rows, or 32 where there are tile registers ([`Form`](super::cut::Form)). The work is cut into tiles of C, one task each. A task walks over blocks of words; in each it runs the kernel of [`Tile`] on
 //! every strip and every panel. A chain that ends in one block continues in the next from the float32 it had reached, so that
 //! cutting changes no bit.
 //!
@@ -15,9 +15,9 @@ use std::ops::Range;
 use prime_runtime::{DType, Element, Result, SharedMut, View, ViewMut, bf16};
 
 use super::cut::{
-    BLOCK, Cut, FRESH_PANELS, FRESH_ROWS, LARGE_BLOCK, PANEL, Part, STRIP, STRIP_ROW, TASK_SUMS,
+    BLOCK, Cut, FRESH_PANELS, FRESH_ROWS, PANEL, Part, STRIP_WORDS, TASK_SUMS, TILES_STRIP,
 };
-use super::pack::{self, Ahead, SendPtr, address};
+use super::pack::{self, Ahead, Left, SendPtr, address};
 use super::{Activation, Epilogue, portable};
 use crate::simd::{Level, multiversion};
 use crate::{math, scratch};
@@ -51,7 +51,7 @@ impl Word {
 
 /// The words in which a machine of this level multiplies a dtype.
 pub(super) fn word(level: Level, dtype: DType) -> Word {
-    if dtype == DType::BF16 && level == Level::Avx512Bf16 { Word::Pair } else { Word::Float }
+    if dtype == DType::BF16 && level >= Level::Avx512Bf16 { Word::Pair } else { Word::Float }
 }
 
 /// Words of a whole B in panels.
@@ -82,7 +82,7 @@ pub(super) struct Product<'a> {
 
 /// Where the chains of one register tile start and end.
 pub(super) struct Tile {
-    /// Rows, at most [`STRIP`].
+    /// Rows, at most those of a strip.
     pub(super) rows: usize,
     /// Columns, at most those of the kernel's panels.
     pub(super) columns: usize,
@@ -103,9 +103,7 @@ pub(super) struct Tile {
     pub(super) rounded: bool,
 }
 
-/// Continues the chains of a tile over `count` words of a strip of A and a panel of B.
-///
-/// The strip is rows of [`STRIP_ROW`] words, or, for a transposed A, columns of [`STRIP`] words.
+/// Continues the chains of a tile over `count` words of a strip of A, in its [`Form`](super::cut::Form), and a panel of B.
 ///
 /// # Safety
 /// The machine has the kernel's instructions; `a` and `b` hold `count` words of a strip and a panel; `start` and `end`
@@ -123,11 +121,13 @@ fn kernel(
 ) -> (Kernel, usize) {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 => {
+        Level::Amx if word == Word::Pair => super::amx::kernel(rows, panels),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => {
             super::avx512::kernel(word, transposed_a, rows, panels)
         }
         _ => {
-            assert!(word == Word::Float, "pairs are multiplied by avx512bf16 only");
+            assert!(word == Word::Float, "pairs are multiplied by avx512bf16 and amx only");
             (portable::kernel(level, transposed_a), 1)
         }
     }
@@ -154,13 +154,15 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
     let own = word == Word::Pair || product.a.dtype() == DType::F32;
     let bare = bias.is_none() && residual.is_none() && !rounded;
     let plain = activation == Activation::Identity && (bare || own && level >= Level::Avx512);
+    let cut = Cut::new(level, m, n, product, word);
+    let Product { a, transposed_a: transposed, .. } = *product;
+    let left = Left { level, a, transposed, word, form: cut.form };
     let mut job = Job {
-        level,
-        word,
+        left,
         n,
         words: word.count(product.k),
         product,
-        cut: Cut::new(m, n, product, word),
+        cut,
         start: SendPtr(start),
         stride,
         rounded,
@@ -169,9 +171,9 @@ pub(super) fn run(level: Level, mut out: ViewMut<'_>, product: &Product<'_>) -> 
         strips: None,
     };
     let strips = if job.cut.copies {
-        let slot = pack::slot(product.transposed_a, job.cut.longest());
+        let slot = left.form.slot(job.cut.longest());
         let mut room = scratch::take::<u32>(job.cut.blocks * job.cut.strips() * slot)?;
-        pack::strips(level, &mut room, product.a, product.transposed_a, word, job.cut.blocks);
+        pack::strips(&mut room, &left, &job.cut);
         Some(room)
     } else {
         None
@@ -200,8 +202,7 @@ enum Panels<'a> {
 
 /// A product under way.
 struct Job<'a> {
-    level: Level,
-    word: Word,
+    left: Left<'a>,
     n: usize,
     /// Words along k.
     words: usize,
@@ -265,8 +266,10 @@ impl Job<'_> {
 
     #[inline(never)]
     fn blocks(&self, part: &Part, panels: Panels<'_>, fresh: *mut u32, sums: *mut f32) {
-        let mut strip = MaybeUninit::<[u32; pack::slot(false, LARGE_BLOCK)]>::uninit();
+        let mut strip = MaybeUninit::<[u32; STRIP_WORDS]>::uninit();
         let strip = strip.as_mut_ptr().cast::<u32>();
+        #[cfg(target_arch = "x86_64")]
+        let mut registers = super::amx::Shapes::default();
         for index in 0..self.cut.blocks {
             let block = self.cut.block(index);
             let (right, panel_stride) = self.panels(part, panels, fresh, block.clone());
@@ -275,6 +278,11 @@ impl Job<'_> {
             let mut panels_ahead = self.panels_ahead(part, panels, index + 1);
             for strip_index in part.strips.clone() {
                 let rows = self.cut.rows(strip_index);
+                #[cfg(target_arch = "x86_64")]
+                if self.left.form.is_tiles() {
+                    // SAFETY: strips have this form where the machine has the instructions.
+                    unsafe { registers.set(rows.len()) };
+                }
                 let next = (strip_index + 1 < part.strips.end).then_some(strip_index + 1);
                 // SAFETY: the array is a slot, and this task's alone.
                 let (left, mut ahead) =
@@ -282,9 +290,9 @@ impl Job<'_> {
                 let mut panel = part.panels.start;
                 while panel < part.panels.end {
                     let (kernel, taken) = kernel(
-                        self.level,
-                        self.word,
-                        self.product.transposed_a,
+                        self.left.level,
+                        self.left.word,
+                        self.left.transposed,
                         rows.len(),
                         part.panels.end - panel,
                     );
@@ -320,23 +328,20 @@ impl Job<'_> {
         strip: usize,
         next: Option<usize>,
     ) -> (*const u32, Ahead) {
-        let Product { a, transposed_a, .. } = *self.product;
+        let form = self.left.form;
         if let Some(words) = self.strips {
-            let slot = pack::slot(transposed_a, self.cut.longest());
+            let slot = form.slot(self.cut.longest());
             let at =
                 |strip: usize| words[(index * self.cut.strips() + strip) * slot..][..slot].as_ptr();
-            let ahead = next.map_or_else(Ahead::nothing, |next| {
-                let [rows, line] =
-                    if transposed_a { [1, block.len() * STRIP] } else { [STRIP, block.len()] };
-                Ahead::lines(at(next), rows, line, STRIP_ROW)
+            let ahead = next.map_or_else(Ahead::nothing, |next| match form.step {
+                1 => Ahead::lines(at(next), form.strip, block.len(), form.row),
+                step => Ahead::lines(at(next), 1, block.len() * step, 0),
             });
             return (at(strip), ahead);
         }
-        let (level, word) = (self.level, self.word);
-        let rows = |strip: usize| self.cut.rows(strip);
         // SAFETY: the caller's promise.
-        unsafe { pack::strip(level, room, a, transposed_a, word, rows(strip), block.clone()) };
-        let ahead = |next| Ahead::new(a, transposed_a, word, rows(next), block);
+        unsafe { pack::strip(room, &self.left, self.cut.rows(strip), block.clone()) };
+        let ahead = |next| Ahead::new(&self.left, self.cut.rows(next), block);
         (room, next.map_or_else(Ahead::nothing, ahead))
     }
 
@@ -358,7 +363,8 @@ impl Job<'_> {
             let words = unsafe {
                 std::slice::from_raw_parts_mut(fresh.add(slot * BLOCK * PANEL), block.len() * PANEL)
             };
-            pack::panel(self.level, words, b, transposed, self.word, index * PANEL, block.start);
+            let Left { level, word, .. } = self.left;
+            pack::panel(level, words, b, transposed, word, index * PANEL, block.start);
         }
         (fresh, BLOCK * PANEL)
     }
@@ -401,9 +407,9 @@ impl Job<'_> {
             (true, true) => (place.cast::<f32>(), self.stride),
             (false, _) => (unfinished, unfinished_stride),
         };
-        let mut finished = MaybeUninit::<[f32; STRIP * PANEL]>::uninit();
+        let mut finished = MaybeUninit::<[f32; TILES_STRIP * PANEL]>::uninit();
         let finished = finished.as_mut_ptr().cast::<f32>();
-        // Whole panels, of which few rows make a tile of several: at most as many values as `STRIP` rows of one panel.
+        // Whole panels, of which few rows make a tile of several: at most as many values as the longest strip has of one panel.
         let finished_stride = columns.len().next_multiple_of(PANEL);
         let (end, end_stride, rounded) = match (stage.last, self.plain) {
             (false, _) => (unfinished.cast::<u8>(), unfinished_stride, false),

@@ -11,8 +11,9 @@
 //! layout, the packing and the number of threads: a row of C does not depend on the other rows.
 //!
 //! bfloat16 on a machine with the dot-product instruction (`avx512bf16`): the chain takes two p a step, a last odd p
-//! paired with zero. That instruction reads and writes subnormal numbers as zero. Elsewhere bfloat16 is widened and
-//! summed as float32 is.
+//! paired with zero; with tile registers (`amx`) 32, a last step filled up with zeros. Those instructions read and write subnormal
+//! numbers as zero. Where C is added to, a chain continues as one would that had not ended if its p so far were whole steps. Elsewhere bfloat16
+//! is widened and summed as float32 is.
 //!
 //! On other devices bfloat16 is multiplied by tensor cores (a few rows with a weight by plain arithmetic, at the speed of memory; on Hopper by
 //! wgmma), and float32 by one chain of fused multiply-adds in order, the bits of the host's chains. Where C has too few tiles for a whole chip, k is cut into parts, whose sums are added in order; C, where it is added to,
@@ -27,6 +28,8 @@ use self::cpu::{Product, Right, Word};
 use crate::arguments::{self, same_dtype};
 use crate::{reduce, simd, swiglu};
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod check;

@@ -5,13 +5,19 @@ use std::ops::Range;
 use prime_runtime::{DType, View, bf16};
 
 use super::cpu::{Word, panels_length};
-use super::cut::{PANEL, SERIAL_WORDS, STRIP, STRIP_ROW, part, rows};
+use super::cut::{Cut, Form, PANEL, SERIAL_WORDS, STRIP, STRIP_ROW};
 use crate::parallel;
 use crate::simd::{Level, multiversion};
 
-/// Words of the room that [`strip`] needs for blocks of up to so many words.
-pub(super) const fn slot(transposed: bool, words: usize) -> usize {
-    if transposed { words * STRIP } else { STRIP_ROW * STRIP }
+/// The left operand, and the form of its strips.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub(super) level: Level,
+    pub(super) a: View<'a>,
+    /// A is k x m.
+    pub(super) transposed: bool,
+    pub(super) word: Word,
+    pub(super) form: Form,
 }
 
 /// Words of a transposed A whose rows are read for one strip after another: few, so that they stay in the first-level cache.
@@ -37,46 +43,40 @@ pub(super) fn panels(level: Level, words: &mut [u32], b: View<'_>, transposed: b
     });
 }
 
-/// Copies all strips of op(A): `[blocks][strips][slot]`, each as [`strip`] has it and as far from the next as [`slot`] says.
-pub(super) fn strips(
-    level: Level,
-    words: &mut [u32],
-    a: View<'_>,
-    transposed: bool,
-    word: Word,
-    blocks: usize,
-) {
-    let (m, k) = if transposed { (a.dim(1), a.dim(0)) } else { (a.dim(0), a.dim(1)) };
-    let (length, strips) = (word.count(k), m.div_ceil(STRIP));
-    let slot = slot(transposed, length.div_ceil(blocks));
-    assert_eq!(words.len(), blocks * strips * slot);
+/// Copies all strips of op(A): `[blocks][strips][slot]`, each as [`strip`] has it and as far from the next as [`Form::slot`] says.
+pub(super) fn strips(words: &mut [u32], left: &Left<'_>, cut: &Cut) {
+    let (length, strips) =
+        (left.word.count(left.a.dim(usize::from(!left.transposed))), cut.strips());
+    let slot = left.form.slot(cut.longest());
+    assert_eq!(words.len(), cut.blocks * strips * slot);
     let start = SendPtr(words.as_mut_ptr());
     let grain = |words: usize| (SERIAL_WORDS / 2).div_ceil(words.max(1));
     let copy = |index: usize, strip: usize, block: Range<usize>, skipped: usize| {
         // SAFETY: the slots cover the words without overlap, and each of their words is written by one task.
         unsafe {
-            let to = start.get().add((index * strips + strip) * slot + skipped);
-            self::strip(level, to, a, transposed, word, rows(m, strip), block);
+            let to = start.get().add((index * strips + strip) * slot + skipped * left.form.step);
+            self::strip(to, left, cut.rows(strip), block);
         }
     };
-    if transposed {
+    if left.transposed {
         // A strip takes less than a cache line of each of its rows: all strips of a few words.
-        let chunks = length.div_ceil(blocks).div_ceil(CHUNK);
-        parallel::ranges(blocks * chunks, grain(CHUNK * m), |range| {
+        let chunk = CHUNK.max(left.form.unit);
+        let (chunks, m) = (cut.longest().div_ceil(chunk), left.a.dim(1));
+        parallel::ranges(cut.blocks * chunks, grain(chunk * m), |range| {
             for index in range {
-                let block = part(length, blocks, index / chunks);
-                let first = (block.start + index % chunks * CHUNK).min(block.end);
-                let chunk = first..block.end.min(first + CHUNK);
+                let block = cut.block(index / chunks);
+                let first = (block.start + index % chunks * chunk).min(block.end);
+                let words = first..block.end.min(first + chunk);
                 for strip in 0..strips {
-                    copy(index / chunks, strip, chunk.clone(), (first - block.start) * STRIP);
+                    copy(index / chunks, strip, words.clone(), first - block.start);
                 }
             }
         });
     } else {
-        parallel::ranges(strips, grain(STRIP * length), |range| {
+        parallel::ranges(strips, grain(left.form.strip * length), |range| {
             for strip in range {
-                for index in 0..blocks {
-                    copy(index, strip, part(length, blocks, index), 0);
+                for index in 0..cut.blocks {
+                    copy(index, strip, cut.block(index), 0);
                 }
             }
         });
@@ -138,28 +138,32 @@ fn lines<const WIDTH: usize>(
     }
 }
 
-/// Copies words `block` of rows `rows` of op(A): rows of [`STRIP_ROW`] words, or, transposed, columns of [`STRIP`] words.
+/// Copies words `block` of rows `rows` of op(A), in their form.
 ///
 /// # Safety
-/// `strip` has room for [`STRIP`] rows of [`STRIP_ROW`] words, and the block fits into them.
+/// `strip` has room for the words of a slot, and the block fits into it.
 pub(super) unsafe fn strip(
-    level: Level,
     strip: *mut u32,
-    a: View<'_>,
-    transposed: bool,
-    word: Word,
+    left: &Left<'_>,
     rows: Range<usize>,
     block: Range<usize>,
 ) {
+    let Left { level, a, transposed, word, form } = *left;
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx512 && form.step == 1 {
+        // SAFETY: the level says that this machine has these instructions; the rest is the caller's promise.
+        return unsafe {
+            if transposed {
+                super::avx512::turned_rows(strip, &form, a, word, rows, block);
+            } else {
+                super::avx512::rows(strip, &form, a, word, rows, block);
+            }
+        };
+    }
     if transposed {
         // SAFETY: the caller's promise.
         let words = unsafe { std::slice::from_raw_parts_mut(strip, block.len() * STRIP) };
         return lines::<STRIP>(level, words, a, word, rows, block.start);
-    }
-    #[cfg(target_arch = "x86_64")]
-    if level >= Level::Avx512 {
-        // SAFETY: the level says that this machine has these instructions; the rest is the caller's promise.
-        return unsafe { super::avx512::rows::<STRIP_ROW>(strip, a, word, rows, block) };
     }
     let length = block.len();
     for (index, row) in rows.enumerate() {
@@ -196,13 +200,9 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    pub(super) fn new(
-        a: View<'_>,
-        transposed: bool,
-        word: Word,
-        rows: Range<usize>,
-        block: Range<usize>,
-    ) -> Self {
+    /// What [`strip`] will read.
+    pub(super) fn new(left: &Left<'_>, rows: Range<usize>, block: Range<usize>) -> Self {
+        let Left { a, transposed, word, .. } = *left;
         let size = a.dtype().size();
         let terms = block.start * word.elements()..block.end * word.elements();
         let (lines, columns) = if transposed { (terms, rows) } else { (rows, terms) };

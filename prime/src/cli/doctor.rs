@@ -144,6 +144,7 @@ fn advice(level: simd::Level) -> &'static str {
         }
         simd::Level::Avx2 => ": a processor with AVX-512 would be faster",
         simd::Level::Avx512 => ": bfloat16 is widened; it saves memory here, not time",
-        simd::Level::Avx512Bf16 => ": all that the kernels can use",
+        simd::Level::Avx512Bf16 => ": a processor with AMX would be faster at bfloat16",
+        simd::Level::Amx => ": all that the kernels can use",
     }
 }
