@@ -12,7 +12,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::avx512::{finish, first};
+use super::avx512::{elements, first, put, residual};
 use super::cpu::{Kernel, Tile};
 use super::cut::{PANEL, TILES_ROW, TILES_STRIP};
 use super::pack::Ahead;
@@ -328,9 +328,16 @@ unsafe fn end<T: Tiles, const C: usize>(tile: &Tile, row: usize, column: usize) 
         let mut sums = MaybeUninit::<[f32; SIDE * SIDE]>::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
         T::store::<C>(sums.cast(), SIDE_BYTES);
+        let mask = first(columns);
         for index in 0..(tile.rows - row).min(SIDE) {
-            let line = _mm512_loadu_ps(sums.add(index * SIDE));
-            finish::<true>(tile, line, row + index, column, first(columns));
+            let mut line = _mm512_loadu_ps(sums.add(index * SIDE));
+            if !tile.bias.is_null() {
+                line = _mm512_add_ps(line, elements(true, tile.bias, column, mask));
+            }
+            if !tile.residual.is_null() {
+                line = _mm512_add_ps(line, residual::<true>(tile, row + index, column, mask));
+            }
+            put::<true>(tile, row + index, column, mask, line);
         }
     }
 }

@@ -168,40 +168,71 @@ unsafe fn chains<
             }
             left = left.saturating_sub(EVERY);
         }
+        // Each of these loops is unrolled, so that the sums stay in registers; one around all three would not be.
+        if !tile.bias.is_null() {
+            for panel in 0..PANELS {
+                for half in 0..2 {
+                    let place = 32 * panel + 16 * half;
+                    let bias = elements(PAIRS, tile.bias, place, masks[panel][half]);
+                    for i in 0..N {
+                        sums[i][panel][half] = _mm512_add_ps(sums[i][panel][half], bias);
+                    }
+                }
+            }
+        }
+        if !tile.residual.is_null() {
+            for i in 0..N {
+                for panel in 0..PANELS {
+                    for half in 0..2 {
+                        let residual =
+                            residual::<PAIRS>(tile, i, 32 * panel + 16 * half, masks[panel][half]);
+                        sums[i][panel][half] = _mm512_add_ps(sums[i][panel][half], residual);
+                    }
+                }
+            }
+        }
         for i in 0..N {
             for panel in 0..PANELS {
                 for half in 0..2 {
-                    let (sums, mask) = (sums[i][panel][half], masks[panel][half]);
-                    finish::<PAIRS>(tile, sums, i, 32 * panel + 16 * half, mask);
+                    let (sum, mask) = (sums[i][panel][half], masks[panel][half]);
+                    put::<PAIRS>(tile, i, 32 * panel + 16 * half, mask, sum);
                 }
             }
         }
     }
 }
 
-/// Adds bias and residual to finished or unfinished sums of a tile's row from `column` on, and stores them.
+/// What is added to sixteen sums of a tile's row from `column` on; zero outside the mask.
 ///
 /// # Safety
-/// The machine has AVX-512 F, BW and VL, and BF16 for pairs; the mask's columns are the tile's.
+/// The machine has AVX-512 F, BW and VL; the tile has a residual, and the mask's columns.
 #[inline(always)]
-pub(super) unsafe fn finish<const PAIRS: bool>(
+pub(super) unsafe fn residual<const PAIRS: bool>(
     tile: &Tile,
-    mut sums: __m512,
     row: usize,
     column: usize,
     mask: __mmask16,
-) {
+) -> __m512 {
+    let place = row * tile.residual_stride + column;
     // SAFETY: the caller's promise.
+    unsafe { elements(PAIRS && tile.rounded, tile.residual, place, mask) }
+}
+
+/// Stores sixteen sums of a tile's row from `column` on where its chains end.
+///
+/// # Safety
+/// The machine has AVX-512 F and VL, and BF16 for pairs; the mask's columns are the tile's.
+#[inline(always)]
+pub(super) unsafe fn put<const PAIRS: bool>(
+    tile: &Tile,
+    row: usize,
+    column: usize,
+    mask: __mmask16,
+    sums: __m512,
+) {
+    let place = row * tile.end_stride + column;
+    // SAFETY: the caller's promise; the types have the same bits.
     unsafe {
-        if !tile.bias.is_null() {
-            sums = _mm512_add_ps(sums, elements(PAIRS, tile.bias, column, mask));
-        }
-        if !tile.residual.is_null() {
-            let place = row * tile.residual_stride + column;
-            let narrow = PAIRS && tile.rounded;
-            sums = _mm512_add_ps(sums, elements(narrow, tile.residual, place, mask));
-        }
-        let place = row * tile.end_stride + column;
         if PAIRS && tile.rounded {
             let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums));
             let end = tile.end.cast::<i16>().wrapping_add(place);
@@ -238,7 +269,12 @@ unsafe fn step<const PAIRS: bool>(sums: __m512, left: __m512i, right: __m512i) -
 /// # Safety
 /// The machine has AVX-512 F, BW and VL, and the mask's elements are readable.
 #[inline(always)]
-unsafe fn elements(narrow: bool, from: *const u8, place: usize, mask: __mmask16) -> __m512 {
+pub(super) unsafe fn elements(
+    narrow: bool,
+    from: *const u8,
+    place: usize,
+    mask: __mmask16,
+) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe {
         if narrow {
