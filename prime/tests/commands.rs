@@ -23,11 +23,36 @@ fn every_command_explains_itself_with_an_example() {
         let ran = prime(&[command, "--help"], "").expect(0);
         assert!(ran.out.contains("Example") && ran.err.is_empty(), "{command}: {}", ran.out);
     }
+    for command in ["report", "tune"] {
+        let help = prime(&["bench", command, "--help"], "").expect(0).out;
+        assert!(help.contains("Example"), "{help}");
+    }
     let tune = prime(&["bench", "tune", "--help"], "").expect(0).out;
     assert!(
         tune.contains("Example") && tune.contains("--attention causal:8x512:14/2x64"),
         "{tune}"
     );
+}
+
+#[test]
+fn a_page_of_results_never_takes_the_place_of_what_it_is_made_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let record = repository().join("bench/results/2026-11-28-cpu-against-pytorch.json");
+    let record = record.to_str().unwrap();
+    let copy = folder.path().join("copy.json");
+    std::fs::copy(record, &copy).unwrap();
+    let before = std::fs::read(&copy).unwrap();
+    let copy = copy.to_str().unwrap();
+    let over = |args: &[&str]| prime_in(folder.path(), args, "").expect(2).err;
+    let said = over(&["bench", "report", copy, "--output", "./copy.json"]);
+    assert!(said.contains("would be replaced by the page"), "{said}");
+    let said = over(&["bench", "report", record, "--against", copy, "--output", copy]);
+    assert!(said.contains("would be replaced by the page"), "{said}");
+    assert_eq!(std::fs::read(copy).unwrap(), before);
+    let args = ["bench", "report", copy, "--against", record, "--output", "page.html"];
+    let said = prime_in(folder.path(), &args, "").expect(0);
+    assert!(said.out.contains("none became slower beyond noise"), "{}", said.out);
+    assert!(folder.path().join("page.html").is_file());
 }
 
 #[test]

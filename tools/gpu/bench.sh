@@ -8,9 +8,26 @@
 # before and after. What fails is said, and the rest is done nevertheless; the status is 0 if nothing did. Everything is in its file as soon as it is measured.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-results=$(realpath -m "${1:-results}")
+case ${1:-} in
+-h | --help)
+    # The words above.
+    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+    exit 0
+    ;;
+-*)
+    echo "bench.sh: $1 stands where the folder of results is expected; a filter comes behind it, and --help says more" >&2
+    exit 2
+    ;;
+esac
+[ $# -le 2 ] || { echo "bench.sh: $3 is one argument too many; a filter of several words is quoted" >&2 && exit 2; }
+for program in suite prime; do
+    [ -x "$here/$program" ] || { echo "bench.sh: $here/$program is not there; tools/gpu/pack.sh makes a folder that has it" >&2 && exit 1; }
+done
+results=$(realpath -m -- "${1:-results}")
 filter=${2:-}
-mkdir -p "$results"
+mkdir -p "$results" || exit 1
+# Without this, what Ctrl-C ends would be taken for a kernel that failed, and begun again.
+trap 'exit 130' INT
 # Where there is no NVRTC beside this script, that of the toolkit or of Python's packages is found; so is cuBLAS, which is not carried along.
 export PRIME_CUDA_LIBRARIES=${PRIME_CUDA_LIBRARIES:-$here}
 # Kernels that pack.sh compiled, where the NVRTC is that of this folder.
@@ -35,7 +52,7 @@ clocks() { # before or after
 
 # Criterion keeps its own records in a folder `bench` below.
 suite() { # seconds to measure, seconds to end in
-    (cd "$results" && PRIME_BENCH_SECONDS=$1 timeout -k 5 "$2" "$here/suite" --bench ${filter:+"$filter"} >>"$stem-bench.txt" 2>&1)
+    (cd "$results" && PRIME_BENCH_SECONDS=$1 timeout --foreground -k 5 "$2" "$here/suite" --bench ${filter:+"$filter"} >>"$stem-bench.txt" 2>&1)
 }
 
 clocks before
@@ -44,7 +61,7 @@ rm -f "$PRIME_BENCH_OUTPUT" "$stem-bench.txt"
 suite "$seconds" "$limit"
 code=$?
 # A kernel that failed has taken the device from the process (75), or the process was ended by a signal: another goes on behind it.
-while [ $code -eq 75 ] || { [ $code -gt 124 ] && [ $code -ne 137 ]; }; do
+while [ $code -eq 75 ] || { [ $code -gt 128 ] && [ $code -ne 137 ]; }; do
     said "a process of the suite ($stem-bench.txt has its words)" $code
     left=$((limit - SECONDS))
     [ $left -gt 20 ] || break
@@ -57,7 +74,7 @@ files=()
 [ ! -e "$stem-bench.json" ] || files+=("$stem-bench.json")
 python=$(command -v python3 || true)
 if [ ${#files[@]} -gt 0 ] && [ -n "$python" ] && [ "$PRIME_BENCH_DEVICES" = cuda ] && timeout 60 "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-    timeout -k 5 "$peers" "$python" "$here/peers/gpu.py" --cases "$stem-bench.json" --seconds $((peers - 20)) --output "$stem-peers.json" || said "PyTorch's part" $?
+    timeout --foreground -k 5 "$peers" "$python" "$here/peers/gpu.py" --cases "$stem-bench.json" --seconds $((peers - 20)) --output "$stem-peers.json" || said "PyTorch's part" $?
     # What is done is in the file, whatever ended the rest.
     [ ! -e "$stem-peers.json" ] || files+=("$stem-peers.json")
 else

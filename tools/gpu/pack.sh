@@ -12,25 +12,47 @@ nvrtc=yes
 chip=
 while [ $# -gt 0 ]; do
     case $1 in
+    -h | --help)
+        # The words above.
+        awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+        exit 0
+        ;;
     --without-nvrtc) nvrtc=no ;;
     --kernels)
-        chip=${2:?"--kernels needs a chip, such as sm_90a"}
+        case ${2:-} in
+        sm_[0-9]*) chip=$2 ;;
+        *)
+            echo "pack.sh: --kernels is followed by \`${2:-}\`, expected a chip such as sm_90a" >&2
+            exit 2
+            ;;
+        esac
         shift
         ;;
-    --*)
-        echo "pack.sh: there is no option $1" >&2
+    -*)
+        echo "pack.sh: there is no option $1; --help says which there are" >&2
         exit 2
         ;;
     *) break ;;
     esac
     shift
 done
+if [ $# -gt 1 ]; then
+    echo "pack.sh: $2 is one argument too many; options come before the folder" >&2
+    exit 2
+fi
 if [ -n "$chip" ] && [ "$nvrtc" = no ]; then
     echo "pack.sh: kernels are compiled by the NVRTC that is packed; give --kernels or --without-nvrtc" >&2
     exit 2
 fi
-folder=$(realpath -m "${1:-check-list}")
+folder=$(realpath -m -- "${1:-check-list}")
 cd "$(dirname "$0")/../.."
+for tool in cargo git strip; do
+    command -v "$tool" >/dev/null || { echo "pack.sh: $tool is needed, and not here" >&2 && exit 1; }
+done
+if [ -n "$chip" ] && [ ! -d tools/cuda/toolkit ]; then
+    echo "pack.sh: --kernels needs tools/cuda/toolkit, which \`cargo run -p prime-tools --bin cuda -- install\` makes" >&2
+    exit 1
+fi
 
 PRIME_COMMIT=$(git rev-parse HEAD)$(git diff --quiet HEAD || echo ' with changes')
 export PRIME_COMMIT

@@ -8,6 +8,20 @@
 # The status is 0 if all is well. What is checked is in its file as soon as it is known. Speed is what bench.sh measures.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+case ${1:-} in
+-h | --help)
+    # The words above.
+    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+    exit 0
+    ;;
+-*)
+    echo "run.sh: $1 stands where the folder of results is expected; gpu-check's arguments come behind it, and --help says more" >&2
+    exit 2
+    ;;
+esac
+for program in prime gpu-check; do
+    [ -x "$here/$program" ] || { echo "run.sh: $here/$program is not there; tools/gpu/pack.sh makes a folder that has it" >&2 && exit 1; }
+done
 results=${1:-results}
 mkdir -p "$results" || exit 1
 export PRIME_CUDA_LIBRARIES=${PRIME_CUDA_LIBRARIES:-$here}

@@ -9,6 +9,7 @@ pub mod report;
 pub mod results;
 mod roofline;
 pub mod statistics;
+mod summary;
 mod text;
 pub mod tune;
 

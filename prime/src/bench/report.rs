@@ -7,10 +7,12 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Map, Value};
 
-use super::change::{Change, changes, same_machines};
-use super::results::{Case, Contestant, Found, Results};
+use super::change::{Change, LEAST, LEAST_OTHERS, Noise, changes, noise, same_machines};
+use super::results::{Case, Contestant, Found, Machine, Results};
 use super::statistics::spread;
-use super::{roofline, text};
+use super::text::count;
+use super::{roofline, summary, text};
+use crate::report::encode::markdown;
 use crate::report::page::{Block, Page, Table};
 
 /// What a report is made of.
@@ -62,9 +64,7 @@ impl Report {
         let lead = "Times of kernels and steps, beside others that did the same work in the same rounds, and beside what the machine can do. \
                     Times are medians of rounds with their quantiles 20 % and 80 %; a ratio above 1 is how many times faster ours is.";
         let mut page = Page::new("Benchmarks", lead);
-        for (name, results) in self.results() {
-            page.section(name, facts(results));
-        }
+        page.section("Summary", self.summary());
         page.section(
             "Wrong results",
             self.wrong().map(|table| vec![Block::Table(table)]).unwrap_or_default(),
@@ -74,12 +74,16 @@ impl Report {
             let pictures = results.machines.iter().filter_map(|machine| {
                 let picture = roofline::picture(machine, &results.cases)?;
                 let note = format!(
-                    "{}, {}. Filled points are ours, hollow ones others'.",
+                    "{}, {}. A point is a call that was timed: filled ones are ours, hollow ones others'. Lines are the most that arithmetic \
+                     and memory can do; how far a point is below them is what there is to gain.",
                     machine.device, machine.name
                 );
                 Some([Block::Picture(picture), Block::Note(note)])
             });
             page.section(format!("Roofline, {name}"), pictures.flatten().collect());
+        }
+        for (name, results) in self.results() {
+            page.section(name, facts(results));
         }
         for (name, results) in self.results() {
             for (device, operation) in operations(results) {
@@ -104,13 +108,15 @@ impl Report {
     pub fn to_markdown(&self) -> String {
         let mut out = String::new();
         for (name, results) in self.results() {
-            let _ = writeln!(out, "# {name}\n");
+            let _ = writeln!(out, "# {}\n", markdown(name));
             for (what, value) in facts_of(results) {
-                let _ = writeln!(out, "- {what}: {value}");
+                let _ = writeln!(out, "- {}: {}", markdown(&what), markdown(&value));
             }
             out.push('\n');
+            write_blocks(&mut out, summary::blocks(results));
             for (device, operation) in operations(results) {
-                let _ = writeln!(out, "## {}\n", self.heading("", &device, &operation));
+                let heading = self.heading("", &device, &operation);
+                let _ = writeln!(out, "## {}\n", markdown(&heading));
                 let cases = of_operation(results, &device, &operation);
                 let _ = writeln!(out, "{}", table(results, &cases).to_markdown());
             }
@@ -127,19 +133,21 @@ impl Report {
         }
         if self.earlier.is_some() {
             let _ = writeln!(out, "## Against earlier results\n");
-            for block in self.changed() {
-                match block {
-                    Block::Text(text) | Block::Note(text) => {
-                        let _ = writeln!(out, "{text}\n");
-                    }
-                    Block::Table(table) => {
-                        let _ = writeln!(out, "{}", table.to_markdown());
-                    }
-                    _ => (),
-                }
-            }
+            write_blocks(&mut out, self.changed());
         }
         out
+    }
+
+    /// The short of all results, the newest first.
+    fn summary(&self) -> Vec<Block> {
+        let mut newest: Vec<_> = self.results().collect();
+        newest.sort_by(|a, b| b.1.started.cmp(&a.1.started));
+        let several = newest.len() > 1;
+        let of = |(name, results): (&str, &Results)| {
+            let heading = several.then(|| Block::Heading(name.to_owned()));
+            heading.into_iter().chain(summary::blocks(results)).collect::<Vec<_>>()
+        };
+        newest.into_iter().flat_map(of).collect()
     }
 
     fn heading(&self, name: &str, device: &str, operation: &str) -> String {
@@ -183,29 +191,31 @@ impl Report {
                     "{now_name} and {name} were measured on different machines: what is shown may be theirs, and no regression is named."
                 )));
             }
-            let regressions: Vec<&Change> =
-                found.iter().filter(|change| comparable && change.is_regression()).collect();
             if found.is_empty() {
                 blocks.push(Block::Text(format!("{now_name} and {name} have no case in common.")));
                 continue;
             }
-            blocks.push(Block::Text(if regressions.is_empty() {
-                format!(
-                    "Of {} that {now_name} and {name} share, none became slower beyond noise.",
-                    count(found.len(), "figure")
-                )
-            } else {
-                let named: Vec<String> =
-                    regressions.iter().map(|change| sentence(change)).collect();
-                format!(
-                    "Slower beyond noise, of {}: {}.",
-                    count(found.len(), "figure"),
-                    named.join("; ")
-                )
-            }));
-            blocks.push(Block::Note("Beyond noise: the quantiles 20 % to 80 % of both lie apart, and the medians by more than 5 %. Where the same other ran beside both, times are compared in parts of its time.".to_owned()));
-            found.retain(|change| change.beyond_noise);
             found.sort_by(|a, b| b.ratio.total_cmp(&a.ratio));
+            let regressions: Vec<&Change> =
+                found.iter().filter(|change| comparable && change.is_regression()).collect();
+            let shared =
+                format!("Of {} that {now_name} and {name} share", count(found.len(), "figure"));
+            if comparable {
+                blocks.push(Block::Text(match &regressions[..] {
+                    [] => format!("{shared}, none became slower beyond noise."),
+                    [one] => format!("{shared}, one became slower beyond noise: {}.", sentence(one)),
+                    several => {
+                        let most = several.iter().take(MOST_NAMED).map(|change| sentence(change));
+                        format!(
+                            "{shared}, {} became slower beyond noise, the most: {}. The table marks all of them.",
+                            several.len(),
+                            most.collect::<Vec<_>>().join("; ")
+                        )
+                    }
+                }));
+            }
+            blocks.push(Block::Note(noise_in_words(now, earlier)));
+            found.retain(|change| change.beyond_noise);
             let mut table = Table::new(
                 ["device", "operation", "case", "who", "times as long as before", "beside"],
                 4,
@@ -256,13 +266,54 @@ fn join(host: &mut Results, guest: &mut Results) {
     });
 }
 
+/// Texts and tables as Markdown.
+fn write_blocks(out: &mut String, blocks: Vec<Block>) {
+    for block in blocks {
+        match block {
+            Block::Text(text) | Block::Note(text) => {
+                let _ = writeln!(out, "{}\n", markdown(&text));
+            }
+            Block::Table(table) => {
+                let _ = writeln!(out, "{}", table.to_markdown());
+            }
+            _ => (),
+        }
+    }
+}
+
+/// So many regressions are named in a sentence; the table has all.
+const MOST_NAMED: usize = 5;
+
+/// What counts as a change.
+fn noise_in_words(now: &Results, earlier: &Results) -> String {
+    let of_device = |machine: &Machine| {
+        let Noise { least, others } = noise(&machine.device, now, earlier);
+        let counted = count(others, "figure");
+        let device = &machine.device;
+        if least > LEAST {
+            format!(
+                " On {device} that is by more than {}: so much did nine of ten of the {counted} of others change, whose code did not.",
+                text::percent(least)
+            )
+        } else if others < LEAST_OTHERS {
+            format!(
+                " On {device} {counted} of others are too few to tell how much two runs differ by themselves."
+            )
+        } else {
+            format!(" On {device} nine of ten of the {counted} of others changed by less.")
+        }
+    };
+    let devices: String = now.machines.iter().map(of_device).collect();
+    format!(
+        "Beyond noise: the quantiles 20 % to 80 % of both lie apart, and the medians by more than {} %. Where the same other ran beside both, times are \
+         compared in parts of its time; where none did, the medians must differ by more than the times of others did between the two.{devices}",
+        100.0 * LEAST
+    )
+}
+
 fn sentence(change: &Change) -> String {
     let Change { device, operation, title, contestant, ratio, .. } = change;
     format!("{operation} on {device}, {title}, {contestant}: {} times as long", text::three(*ratio))
-}
-
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// A line of plain text of a JSON value.
@@ -500,6 +551,27 @@ mod tests {
                 && text.contains("not timed")
         );
         assert!(html.contains("Wrong results") && html.contains("it would take minutes"));
+    }
+
+    /// What a reader of Markdown takes for a line is one that this program began.
+    #[test]
+    fn hostile_texts_begin_no_line_and_no_markup() {
+        let hostile = "x|y\n# z\r<img src=x onerror=alert(1)>\u{1b}[2J";
+        let of = |text: &str| {
+            let mut results = results(text, &[1.0], &[2.0]);
+            results.commit = text.to_owned();
+            results.machines[0].about.insert(text.to_owned(), Value::from(text));
+            let case = &mut results.cases[0];
+            for field in [&mut case.operation, &mut case.name, &mut case.dtype, &mut case.unit] {
+                *field = text.to_owned();
+            }
+            case.contestants.iter_mut().for_each(|who| who.name = text.to_owned());
+            Report::new(vec![(text.to_owned(), Found::Results(Box::new(results)))])
+        };
+        let (plain, shown) = (of("plain").to_markdown(), of(hostile).to_markdown());
+        assert_eq!(plain.lines().count(), shown.lines().count());
+        assert!(!shown.replace("\\<", "").contains('<') && !shown.contains('\u{1b}'), "{shown}");
+        assert!(!of(hostile).to_html().unwrap().contains("<img"));
     }
 
     #[test]

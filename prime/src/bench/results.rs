@@ -206,6 +206,11 @@ pub enum Found {
 /// When it cannot be read, holds no JSON object, or says that it is of this form and is not.
 pub fn load(path: &Path) -> Result<Found> {
     let shown = path.display();
+    ensure!(
+        !path.is_dir(),
+        "{shown} is a folder, expected files of results such as {}",
+        path.join("*.json").display()
+    );
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
     let value: Value =
         serde_json::from_slice(&bytes).with_context(|| format!("{shown} is not JSON"))?;
@@ -217,14 +222,41 @@ pub fn load(path: &Path) -> Result<Found> {
             format == &Value::from(FORMAT),
             "{shown} is of format {format}, and this program reads format {FORMAT}"
         );
-        let results = serde_json::from_value(Value::Object(fields))
+        let results: Results = serde_json::from_value(Value::Object(fields))
             .with_context(|| format!("{shown} is not a whole file of benchmark results"))?;
+        check(&results).with_context(|| format!("{shown} holds no benchmark results"))?;
         return Ok(Found::Results(Box::new(results)));
     }
     Ok(match of_peers(&fields) {
         Some(results) => Found::Results(Box::new(results)),
         None => Found::Other(fields),
     })
+}
+
+/// Whether every time and every bound is one: more than nothing, and finite.
+fn check(results: &Results) -> Result<()> {
+    let positive = |value: f64| value > 0.0 && value.is_finite();
+    for case in &results.cases {
+        for Contestant { name, seconds, .. } in &case.contestants {
+            if let Some(wrong) = seconds.iter().find(|&&time| !positive(time)) {
+                let (operation, title) = (&case.operation, case.title());
+                bail!("{operation}, {title}: {name} took {wrong} s, expected times above 0");
+            }
+        }
+        let counts = [case.amount, case.flops, case.bytes];
+        ensure!(
+            counts.iter().all(|count| *count >= 0.0),
+            "{}, {}: a call does less than nothing: {counts:?}",
+            case.operation,
+            case.title()
+        );
+    }
+    for Machine { device, ceilings, .. } in &results.machines {
+        if let Some(wrong) = ceilings.iter().find(|ceiling| !positive(ceiling.rate)) {
+            bail!("the most {} of {device} is {}, expected a rate above 0", wrong.what, wrong.rate);
+        }
+    }
+    Ok(())
 }
 
 /// Writes results as a file that appears whole or not at all.
@@ -395,6 +427,20 @@ mod tests {
         assert!(error(r#"{"format": 9}"#).unwrap().contains("reads format 1"));
         assert!(error(r#"{"format": 1}"#).unwrap().contains("not a whole file"));
         assert_eq!(error(r#"{"what": "something"}"#), None);
+        assert!(load(folder.path()).err().unwrap().to_string().contains("is a folder, expected"));
+        let changed = |change: fn(&mut Results)| {
+            let mut results = super::super::change::tests::results("m", &[1.0], &[2.0]);
+            let rate = Ceiling { what: "f32".into(), rate: 1.0, how: String::new() };
+            results.machines[0].ceilings.push(rate);
+            change(&mut results);
+            error(&text(&results).unwrap())
+        };
+        assert_eq!(changed(|_| ()), None);
+        let wrong = changed(|results| results.cases[0].contestants[1].seconds[0] = -2.0).unwrap();
+        assert!(wrong.contains("matmul, NT 64x64x64, f32: library took -2 s"), "{wrong}");
+        let wrong = changed(|results| results.machines[0].ceilings[0].rate = 0.0).unwrap();
+        assert!(wrong.contains("the most f32 of cpu is 0, expected a rate above 0"), "{wrong}");
+        assert!(changed(|results| results.cases[0].flops = -1.0).unwrap().contains("less than"));
     }
 
     #[test]

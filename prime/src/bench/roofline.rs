@@ -11,7 +11,7 @@ use crate::report::encode::html;
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 460.0;
 /// Room for the axes: left, right, above, below.
-const MARGIN: [f64; 4] = [64.0, 16.0, 16.0, 86.0];
+const MARGIN: [f64; 4] = [64.0, 24.0, 16.0, 86.0];
 /// Colours that remain apart for the colour-blind (Okabe and Ito).
 const COLORS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a", "#8b6f00"];
@@ -73,7 +73,7 @@ pub(super) fn picture(machine: &Machine, cases: &[Case]) -> Option<String> {
             WIDTH - right,
             left - 6.0,
             at + 4.0,
-            text::rate(10f64.powi(power), "FLOP").replace(".00", "").trim_end_matches("FLOP/s"),
+            power_of_rate(power),
         );
     }
     let _ = writeln!(
@@ -101,27 +101,42 @@ pub(super) fn picture(machine: &Machine, cases: &[Case]) -> Option<String> {
             text::rate(bytes, "byte"),
             WIDTH - right - 4.0,
             y(roof.rate) - 4.0,
-            html(&roof.what)
+            html(&format!("{}, {}", roof.what, text::rate(roof.rate, "FLOP")))
         );
     }
+    // The slope's rate stands above it, near the corner, where points are few.
+    let corner = roofs.iter().map(|roof| roof.rate / bytes).fold(0.0, f64::max);
+    let corner = corner.clamp(10f64.powf(x_low), 10f64.powf(x_high));
+    let start = (10f64.powf(y_low) / bytes).max(10f64.powf(x_low)).min(corner);
+    let place = corner.powf(0.8) * start.powf(0.2);
+    let slope = (down / (y_high - y_low)).atan2(across / (x_high - x_low)).to_degrees();
+    let _ = writeln!(
+        out,
+        "<text transform=\"translate({:.1} {:.1}) rotate({:.1})\" text-anchor=\"middle\" fill=\"currentColor\">memory, {}</text>",
+        x(place) - 8.0,
+        y(place * bytes) - 8.0,
+        -slope,
+        text::rate(bytes, "byte")
+    );
     for point in &points {
-        let color =
-            legend.iter().find(|entry| entry.kind == point.kind).map_or("none", |it| it.color);
+        let Some(&Entry { color, shape, .. }) =
+            legend.iter().find(|entry| entry.kind == point.kind)
+        else {
+            continue;
+        };
         let fill = if point.ours { color } else { "none" };
         let _ = writeln!(
             out,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{fill}\" fill-opacity=\"0.75\" stroke=\"{color}\"><title>{}</title></circle>",
-            x(point.at[0]),
-            y(point.at[1]),
+            "<path d=\"{}\" fill=\"{fill}\" fill-opacity=\"0.75\" stroke=\"{color}\"><title>{}</title></path>",
+            shape.at([x(point.at[0]), y(point.at[1])]),
             html(&point.title)
         );
     }
-    for Entry { kind, color, at: [x, y] } in &legend {
+    for Entry { kind, color, shape, at: [x, y] } in &legend {
         let _ = writeln!(
             out,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{color}\"/><text x=\"{:.1}\" y=\"{y:.1}\" fill=\"currentColor\">{}</text>",
-            x + 4.0,
-            y - 4.0,
+            "<path d=\"{}\" fill=\"{color}\"/><text x=\"{:.1}\" y=\"{y:.1}\" fill=\"currentColor\">{}</text>",
+            shape.at([x + 4.0, y - 4.0]),
             x + 12.0,
             html(kind)
         );
@@ -130,10 +145,34 @@ pub(super) fn picture(machine: &Machine, cases: &[Case]) -> Option<String> {
     Some(out)
 }
 
-/// What a colour stands for, and where that is said.
+/// What tells points apart where colours run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    Disk,
+    Square,
+    Triangle,
+    Diamond,
+}
+
+const SHAPES: [Shape; 4] = [Shape::Disk, Shape::Square, Shape::Triangle, Shape::Diamond];
+
+impl Shape {
+    /// The path of one around a place.
+    fn at(self, [x, y]: [f64; 2]) -> String {
+        match self {
+            Shape::Disk => format!("M{:.1} {y:.1}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z", x - 4.0),
+            Shape::Square => format!("M{:.1} {:.1}h7v7h-7z", x - 3.5, y - 3.5),
+            Shape::Triangle => format!("M{x:.1} {:.1}l4.5 8h-9z", y - 4.5),
+            Shape::Diamond => format!("M{x:.1} {:.1}l5 5l-5 5l-5 -5z", y - 5.0),
+        }
+    }
+}
+
+/// What a colour and a shape stand for, and where that is said.
 struct Entry {
     kind: String,
     color: &'static str,
+    shape: Shape,
     at: [f64; 2],
 }
 
@@ -148,7 +187,9 @@ fn legend(points: &[Point], [left, top]: [f64; 2]) -> Vec<Entry> {
         if at[0] + wide > WIDTH - MARGIN[1] {
             at = [left, at[1] + 16.0];
         }
-        entries.push(Entry { kind: kind.clone(), color: COLORS[index % COLORS.len()], at });
+        let (color, shape) =
+            (COLORS[index % COLORS.len()], SHAPES[index / COLORS.len() % SHAPES.len()]);
+        entries.push(Entry { kind: kind.clone(), color, shape, at });
         at[0] += wide;
     }
     entries
@@ -182,6 +223,13 @@ fn points(machine: &Machine, cases: &[Case]) -> Vec<Point> {
     points
 }
 
+/// `10 G` of 10^10.
+fn power_of_rate(power: i32) -> String {
+    let (number, prefix) = text::scaled(10f64.powi(power));
+    let number = number.split_once('.').map_or(number.as_str(), |(whole, _)| whole);
+    format!("{number} {prefix}").trim_end().to_owned()
+}
+
 fn power_text(power: i32) -> String {
     if (-2..=4).contains(&power) { format!("{}", 10f64.powi(power)) } else { format!("1e{power}") }
 }
@@ -200,11 +248,32 @@ mod tests {
         results.machines[0].ceilings = vec![ceiling("bytes", 4e10), ceiling("f32", 4e11)];
         let drawn = picture(&results.machines[0], &results.cases).unwrap();
         // Two points and one entry of the legend.
-        assert_eq!(drawn.matches("<circle").count(), 3);
+        assert_eq!(drawn.matches("<path").count(), 3);
         assert_eq!(drawn.matches("<polyline").count(), 1);
         assert!(drawn.contains("&lt;b&gt;") && !drawn.contains("<b>"));
         assert!(!drawn.contains("NaN") && !drawn.contains("inf"));
         results.machines[0].ceilings.clear();
         assert!(picture(&results.machines[0], &results.cases).is_none());
+    }
+
+    #[test]
+    fn every_kind_of_operation_has_a_mark_of_its_own() {
+        let point = |index: usize| Point {
+            kind: format!("kind-{index:02}"),
+            ours: true,
+            title: String::new(),
+            at: [1.0, 1.0],
+        };
+        let points: Vec<Point> = (0..COLORS.len() * SHAPES.len()).map(point).collect();
+        let entries = legend(&points, [0.0, 0.0]);
+        let marks: BTreeSet<String> =
+            entries.iter().map(|entry| format!("{} {:?}", entry.color, entry.shape)).collect();
+        assert_eq!(marks.len(), points.len());
+    }
+
+    #[test]
+    fn rates_on_the_axis_are_whole_numbers() {
+        let shown = [-1, 0, 8, 9, 10, 11, 12, 15].map(power_of_rate);
+        assert_eq!(shown, ["100 m", "1", "100 M", "1 G", "10 G", "100 G", "1 T", "1000 T"]);
     }
 }

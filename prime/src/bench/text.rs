@@ -51,6 +51,11 @@ pub(super) fn percent(value: f64) -> String {
     format!("{} %", three(100.0 * value))
 }
 
+/// So many of something.
+pub(super) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,14 +16,15 @@ use crate::bench::tune::{self, Problem};
 
 /// Pages of benchmark results, and the fastest kernels for a GPU
 ///
-/// The benchmarks themselves run with `cargo bench` where the sources are, and with tools/gpu/run.sh on a machine with a GPU.
+/// The benchmarks themselves run with `cargo bench` where the sources are, and with bench.sh of a folder that tools/gpu/pack.sh makes on a machine
+/// with a GPU and nothing else.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
-  cargo bench                                   every kernel and step, on the CPU and on a GPU where there is one
+  cargo bench                                   every kernel and step, on the CPU and a GPU
   prime bench report target/bench/results.json --output bench.html
   prime bench report new.json --against old.json --output change.html
-  prime bench tune --model models/Qwen2.5-0.5B  the fastest kernel of its products and its attention on this GPU, for every run after this")]
+  prime bench tune --model models/Qwen2.5-0.5B  its fastest kernels on this GPU, for all later runs")]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
     command: BenchCommand,
@@ -40,13 +41,14 @@ enum BenchCommand {
 /// The page is one HTML file that opens from disk; the same tables go to standard output as Markdown. Files may be of `cargo bench`, of
 /// tools/peers, and older records, which are shown as they are.
 ///
-/// With --against, every figure of ours is compared with the earlier one of the same case. It is called a regression when the quantiles 20 %
-/// to 80 % of both lie apart and the medians by more than 5 %, on machines of one name.
+/// With --against, every figure of ours is compared with the earlier one of the same case, in parts of the time of whoever ran beside both. It is
+/// called a regression when the quantiles 20 % to 80 % of both lie apart and the medians by more than 5 %, on machines of one kind; where nobody ran
+/// beside both, by more than the times of others changed between the two results, nine of ten of them.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   prime bench report bench/results/*.json --output bench.html
-  prime bench report target/bench/results.json --against bench/results/2026-11-29-cpu.json --output change.html")]
+  prime bench report target/bench/results.json --against OLD.json --output change.html")]
 struct ReportArgs {
     /// Files of results
     #[arg(required = true, value_name = "FILE")]
@@ -150,6 +152,15 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
 fn report(args: &ReportArgs) -> Result<(), Failure> {
     let read = |path: &PathBuf| Ok((name_of(path), load(path)?));
     let files = args.files.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let whole = |path: &PathBuf| path.canonicalize().ok();
+    let output = args.output.as_ref().and_then(whole);
+    let mut read_from = args.files.iter().chain(&args.against);
+    if let Some(path) = read_from.find(|path| output.is_some() && whole(path) == output) {
+        return Err(misuse(anyhow!(
+            "{} is read and would be replaced by the page; name another file with --output",
+            path.display()
+        )));
+    }
     let mut report = Report::new(files);
     if let Some(path) = &args.against {
         report = report.against(name_of(path), earlier(path)?);

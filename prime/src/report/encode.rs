@@ -25,6 +25,19 @@ pub fn html(text: &str) -> String {
     out
 }
 
+/// A text as it stands in a line or a cell of Markdown: on one line, and no markup.
+pub fn markdown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '|' | '<' => out.extend(['\\', c]),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// A value as JSON inside a `script` element: no text of it can end the element or begin a comment.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::curves::Points;
-use super::encode::{html, rounded, script, shown};
+use super::encode::{html, markdown, rounded, script, shown};
 use super::tokens::Tokens;
 
 const STYLE: &str = include_str!("web/page.css");
@@ -97,15 +97,16 @@ impl Table {
     /// The same as Markdown.
     pub fn to_markdown(&self) -> String {
         let line = |cells: &[String]| {
-            let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+            let cells: Vec<String> = cells.iter().map(|cell| markdown(cell)).collect();
             format!("| {} |\n", cells.join(" | "))
         };
         let mut out = line(&self.head);
         let rule = |i: usize| if i >= self.numbers_from { "---:" } else { "---" };
         let rules: Vec<String> = (0..self.head.len()).map(|i| rule(i).to_owned()).collect();
         out.push_str(&line(&rules));
-        for (cells, _) in &self.rows {
-            out.push_str(&line(cells));
+        for (cells, marked) in &self.rows {
+            out.push_str(if *marked { "| ● " } else { "| " });
+            out.push_str(&line(cells)[2..]);
         }
         out
     }
@@ -339,7 +340,9 @@ impl Block {
                 html(summary),
                 html(&serde_json::to_string_pretty(value)?)
             )?,
-            Block::Picture(svg) => out.push_str(svg),
+            Block::Picture(svg) => {
+                writeln!(out, "<div class=\"scroll\">{svg}</div>")?;
+            }
             Block::Plots(plots) => widget(out, "plots", &plots.data())?,
             Block::Stack(stack) => widget(out, "stack", &stack.data())?,
             Block::Bars(bars) => widget(out, "bars", &bars.data())?,
