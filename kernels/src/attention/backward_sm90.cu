@@ -63,8 +63,16 @@ constexpr int QUERIES = 64;
 
 DEVICE u32 slot_of(u32 start, u32 sequence, u32 tile) { return start / QUERIES + sequence + tile; }
 
-/// The place of a chunk of 4 columns in a row of 64 sums.
-DEVICE u32 place_of(u32 chunk, u32 token) { return chunk ^ token % 8; }
+/// The place of a chunk of 4 columns in a row of 64 sums. Pairs of chunks trade places, and stay pairs.
+DEVICE constexpr u32 place_of(u32 chunk, u32 token) { return chunk ^ token % 4 * 2; }
+
+/// Whether a half-warp that stores 8 bytes a lane of a fragment, four rows of two chunks, reaches each of the 32 banks once.
+DEVICE constexpr bool reaches_all_banks(u32 n, u32 first) {
+    u32 banks = 0;
+    for (u32 lane = 0; lane < 16; lane++) banks |= 3u << (place_of(2 * n + lane % 4 / 2, first + lane / 4) * 4 + lane % 2 * 2) % 32;
+    return banks == 0xffffffffu;
+}
+static_assert(reaches_all_banks(0, 0) && reaches_all_banks(3, 1) && reaches_all_banks(6, 2) && reaches_all_banks(7, 7), "parts of d_q are stored without conflicts");
 
 /// Deltas, log-sum-exps to base 2, and sums of 0. A block a tile and head.
 KERNEL(256) void attention_prepare_sm90(const AttentionPrepareHopper args) {
@@ -262,13 +270,14 @@ template <int D> DEVICE void store_part(const Place &place, const float (&sums)[
     // Tiles and fragments are of whole patterns of 8 rows: both rows of a thread lie alike in every tile.
     const u32 token = start + lane() / 4, t = lane() % 4;
     mbarrier_wait(Shape::part_empty(place.group), number & 1 ^ 1);
-    const Shared<float> part = Shape::part(place.group);
     UNROLL
-    for (int n = 0; n < 8; n++) {
+    for (u32 m = 0; m < 4; m++) {
+        const Shared<float> part = Shape::part(place.group) + (place.row * 64 + place_of(2 * m, token) * 4 + t * 2);
         UNROLL
-        for (int h = 0; h < 2; h++) {
-            const int i = 4 * n + 2 * h;
-            store(part + ((place.row + 8 * h) * 64 + place_of(2 * n + t / 2, token) * 4 + t % 2 * 2), Vector<float, 2>{{sums[i], sums[i + 1]}});
+        for (u32 half = 0; half < 4; half++) {
+            // 8 rows further, and 8 chunks.
+            const u32 h = half % 2, n = half / 2 * 4 + m, i = 4 * n + 2 * h;
+            store(part + (h * 512 + half / 2 * 32), Vector<float, 2>{{sums[i], sums[i + 1]}});
         }
     }
     fence_proxy_async();
@@ -564,13 +573,13 @@ template <int D> KERNEL(384, 1) void attention_backward_sm90(const GRID_CONSTANT
                             const u32 bytes = min(work.length - query, u32(QUERIES)) * 256;
                             bulk_reduce_add(to + u64(i) * args.tokens * 64, Shape::part(group), bytes, cache_evict_last);
                             bulk_commit();
+                            // The next part may come while this one is added.
+                            bulk_wait_read<0>();
+                            mbarrier_arrive(Shape::part_empty(group));
                             if (args.turns && i == PIECES - 1) {
                                 bulk_wait<0>();
                                 store_release(turn, before + 1);
-                            } else {
-                                bulk_wait_read<0>();
                             }
-                            mbarrier_arrive(Shape::part_empty(group));
                             part++;
                         }
                     }
