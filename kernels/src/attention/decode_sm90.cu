@@ -41,9 +41,11 @@ template <int D, int WARPS, int STAGES> KERNEL(WARPS * 32, 2) void attention_dec
     const auto head_of = [&](u32 row) { return head + (first + row) % args.shared_by; };
 
     const Rows queries{0};
-    const u32 own = Rows::BYTES + warp() * STAGES * STAGE;
-    const Shared<u64> full = shared<u64>(BARRIERS) + warp() * STAGES;
+    const u32 rank = warp_uniform(), own = Rows::BYTES + rank * STAGES * STAGE;
+    const Shared<u64> full = shared<u64>(BARRIERS) + rank * STAGES;
     if (thread_index() == 0) {
+        prefetch_tensor_map(args.keys);
+        prefetch_tensor_map(args.values);
         for (u32 i = 0; i < WARPS * STAGES; i++) mbarrier_init(shared<u64>(BARRIERS) + i, 1);
         fence_barrier_init();
     }
@@ -58,7 +60,7 @@ template <int D, int WARPS, int STAGES> KERNEL(WARPS * 32, 2) void attention_dec
     sync_block();
 
     const auto load_block = [&](u32 at, u32 stage) {
-        if (at >= end || lane() != 0) return;
+        if (at >= end || !elect_one()) return;
         // A block lies within one page: it starts at a multiple of KEYS, which divides the rows of a page.
         const u32 row = u32(rows_of(at));
         const Rows keys{own + stage * STAGE}, values{own + stage * STAGE + Rows::BYTES};
@@ -69,7 +71,7 @@ template <int D, int WARPS, int STAGES> KERNEL(WARPS * 32, 2) void attention_dec
             tma_load_3d(values.piece(piece), args.values, full + stage, piece * 64, key_head, row, cache_evict_first);
         }
     };
-    for (u32 stage = 0; stage < STAGES; stage++) load_block(split + (warp() + stage * WARPS) * KEYS, stage);
+    for (u32 stage = 0; stage < STAGES; stage++) load_block(split + (rank + stage * WARPS) * KEYS, stage);
 
     const u32 g = lane() / 4, t = lane() % 4;
     const u32 seen[2] = {visible(first + g), visible(first + g + 8)};
@@ -77,7 +79,7 @@ template <int D, int WARPS, int STAGES> KERNEL(WARPS * 32, 2) void attention_dec
     UNROLL
     for (int i = 0; i < D / 2; i++) sums[0][i / 4][i % 4] = 0.0f;
     u32 stage = 0, phase = 0;
-    for (u32 at = split + warp() * KEYS; at < end; at += WARPS * KEYS) {
+    for (u32 at = split + rank * KEYS; at < end; at += WARPS * KEYS) {
         const Rows keys{own + stage * STAGE}, values{own + stage * STAGE + Rows::BYTES};
         mbarrier_wait(full + stage, phase);
         if (end - at < KEYS) {
