@@ -22,6 +22,7 @@ use crate::ceilings;
 use crate::clocks::{self, Clocks};
 use crate::harness::{self, Measured, ROUND_SECONDS, ROUNDS};
 use crate::record::{FAILED, Record};
+use crate::selection::Selection;
 use crate::shapes::Scale;
 use crate::work::Setup;
 
@@ -71,6 +72,7 @@ pub fn run() -> Result<Ending> {
         })?,
         Err(_) => SECONDS,
     };
+    let selection = Selection::of(std::env::args().skip(1))?;
     let mut criterion = Criterion::default()
         .sample_size(ROUNDS)
         .nresamples(2000)
@@ -94,17 +96,20 @@ pub fn run() -> Result<Ending> {
     };
     let resume = std::env::var_os(RESUME_VARIABLE).is_some_and(|value| value == "yes");
     let mut record = Record::open(path, resume, results)?;
+    let mut taken = 0;
     for device in devices(&mut record.results.skipped)? {
         if matches!(device, Device::Cuda(_)) {
             record.watch();
         }
-        if Run::new(device, seconds, &mut record)?.groups(&mut criterion, &mut record)?
-            == Ending::Lost
-        {
+        let mut run = Run::new(device, seconds, &selection, &mut record)?;
+        let ending = run.groups(&mut criterion, &mut record)?;
+        taken += run.taken;
+        if ending == Ending::Lost {
             record.save()?;
             return Ok(Ending::Lost);
         }
     }
+    ensure!(taken > 0, "{}", selection.nothing());
     criterion.final_summary();
     // Criterion has other modes: a list of all cases, or one call of each.
     if record.results.cases.is_empty() {
@@ -141,8 +146,11 @@ fn devices(skipped: &mut Vec<Skipped>) -> Result<Vec<Device>> {
 }
 
 /// The cases of one device.
-struct Run {
+struct Run<'a> {
     setup: Setup,
+    selection: &'a Selection,
+    /// Cases that the selection takes.
+    taken: usize,
     machine: Machine,
     /// NVML, where the device is a GPU and it is there.
     clocks: Option<Clocks>,
@@ -150,10 +158,17 @@ struct Run {
     seconds: f64,
 }
 
-impl Run {
-    fn new(device: Device, seconds: f64, record: &mut Record) -> Result<Run> {
+impl<'a> Run<'a> {
+    fn new(
+        device: Device,
+        seconds: f64,
+        selection: &'a Selection,
+        record: &mut Record,
+    ) -> Result<Run<'a>> {
         let mut about = about(device)?;
-        if let Device::Cuda(number) = device {
+        // A list of names asks nothing of a device.
+        let computes = !selection.lists;
+        if let (Device::Cuda(number), true) = (device, computes) {
             // All kernels at once on all cores, so that no case waits for one after another.
             let chip = cuda::properties(number)?.chip;
             if let Err(error) = cuda::warm(number, &prime_kernels::device::instances(chip)) {
@@ -165,7 +180,7 @@ impl Run {
         let setup =
             Setup { device, scale, cache: cache(device)?, baselines: Baselines::find(device) };
         let mut clocks = None;
-        if let Device::Cuda(number) = device {
+        if let (Device::Cuda(number), true) = (device, computes) {
             match &setup.baselines.cublas {
                 Ok(found) => about.insert("cuBLASLt".to_owned(), json!(found.path)),
                 Err(why) => about.insert("cuBLASLt".to_owned(), json!(why)),
@@ -187,15 +202,15 @@ impl Run {
             device: device.to_string(),
             name: name(device)?,
             about,
-            ceilings: ceilings::of(device)?,
+            ceilings: if computes { ceilings::of(device)? } else { Vec::new() },
         };
         // The file is whole at every moment, and a report needs its machines.
         record.results.machines.retain(|known| known.device != machine.device);
         record.results.machines.push(machine.clone());
-        Ok(Run { setup, machine, clocks, started: Instant::now(), seconds })
+        Ok(Run { setup, selection, taken: 0, machine, clocks, started: Instant::now(), seconds })
     }
 
-    fn groups(mut self, criterion: &mut Criterion, record: &mut Record) -> Result<Ending> {
+    fn groups(&mut self, criterion: &mut Criterion, record: &mut Record) -> Result<Ending> {
         let whole: f64 = GROUPS.iter().map(|(_, part, _)| part).sum();
         let device = self.setup.device.to_string();
         let mut until = 0.0;
@@ -214,8 +229,14 @@ impl Run {
             }
         }
         self.machine.about.insert("load after".to_owned(), load());
+        // A machine that others use may have been slow when it was measured first. A GPU's memory may be taken by now.
+        if let (true, Ok(again)) =
+            (self.taken > 0 && !self.selection.lists, ceilings::of(self.setup.device))
+        {
+            ceilings::raise(&mut self.machine.ceilings, again);
+        }
         record.results.machines.retain(|known| known.device != self.machine.device);
-        record.results.machines.push(self.machine);
+        record.results.machines.push(self.machine.clone());
         Ok(Ending::Well)
     }
 
@@ -229,7 +250,7 @@ impl Run {
     /// # Errors
     /// When the file of results cannot be written.
     fn case(
-        &self,
+        &mut self,
         case: Case,
         until: f64,
         criterion: &mut Criterion,
@@ -237,6 +258,11 @@ impl Run {
     ) -> Result<()> {
         let device = self.setup.device.to_string();
         let title = title(&case);
+        let name = |who: &String| format!("{device}/{}/{title}/{who}", case.operation);
+        if !case.contestants.iter().any(|who| self.selection.takes(&name(who))) {
+            return Ok(());
+        }
+        self.taken += 1;
         if record.knows(&device, case.operation, &title) {
             return Ok(());
         }
@@ -313,7 +339,7 @@ impl Run {
 
     /// Why a case is left out.
     fn too_much(&self, case: &Case, until: f64) -> Option<String> {
-        if self.setup.device == Device::Emulated {
+        if self.setup.device == Device::Emulated || self.selection.lists {
             return None;
         }
         if self.started.elapsed().as_secs_f64() > until {
@@ -491,6 +517,7 @@ fn about(device: Device) -> Result<Map<String, serde_json::Value>> {
         }
         _ => {
             fact("instructions", json!(simd::level().to_string()));
+            fact("family and model", json!(process::processor_model()));
         }
     }
     fact("last cache, bytes", json!(cache(device)?));

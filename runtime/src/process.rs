@@ -113,9 +113,20 @@ pub fn free_disk(path: &std::path::Path) -> Option<u64> {
 
 /// What the processor calls itself; none where the system does not say.
 pub fn processor_name() -> Option<String> {
+    cpuinfo(&std::fs::read_to_string("/proc/cpuinfo").ok()?, "model name")
+}
+
+/// The processor's family and model, which differ between processors of one name: `26, 2`. None where the system does not say.
+pub fn processor_model() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
-    Some(line.trim_start_matches([' ', '\t', ':']).trim().to_string())
+    Some(format!("{}, {}", cpuinfo(&text, "cpu family")?, cpuinfo(&text, "model")?))
+}
+
+/// What /proc/cpuinfo says of the first core.
+fn cpuinfo(text: &str, name: &str) -> Option<String> {
+    let mut facts = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = facts.find(|(found, _)| found.trim() == name)?;
+    Some(value.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -128,6 +139,14 @@ mod tests {
         assert_eq!(meminfo(text, "MemTotal"), Some(2048 << 10));
         assert_eq!(meminfo(text, "MemFree"), None);
         assert_eq!(meminfo(text, "MemAvailable"), None);
+    }
+
+    #[test]
+    fn a_core_is_described_by_whole_names() {
+        let text = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC: 9\nmodel\t: 7\n";
+        assert_eq!(cpuinfo(text, "model").as_deref(), Some("2"));
+        assert_eq!(cpuinfo(text, "model name").as_deref(), Some("AMD EPYC: 9"));
+        assert_eq!(cpuinfo(text, "cpu"), None);
     }
 
     #[test]

@@ -147,6 +147,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="the least a contestant runs in a round")
     parser.add_argument("--output", type=Path, help="also write the result as JSON")
     arguments = parser.parse_args()
+    if arguments.rounds < 1 or not arguments.seconds > 0:
+        parser.error(f"--rounds is {arguments.rounds} and --seconds {arguments.seconds}, expected at least 1 and more than 0")
+    if arguments.output and not arguments.output.parent.is_dir():
+        parser.error(f"--output names a file in {arguments.output.parent}, which is no folder")
     executable = build()
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -8,6 +8,8 @@ from rounds import DTYPES, model_of, serve
 
 
 def main() -> None:
+    if len(sys.argv) != 6:
+        sys.exit(__doc__)
     shape, dtype = sys.argv[1:3]
     batch, prompt, new_tokens = map(int, sys.argv[3:])
     model = model_of(shape).to(DTYPES[dtype]).eval()

@@ -244,7 +244,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 1 and not Path(sys.argv[1]).is_dir():
+        sys.exit(__doc__)
+    elif len(sys.argv) > 1:
         print(lines(texts_and_chats(Path(sys.argv[1]))), end="")
     else:
         main()

@@ -8,6 +8,8 @@ from rounds import DTYPES, serve
 
 
 def main() -> None:
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
     m, k, n = map(int, sys.argv[1:4])
     dtype = DTYPES[sys.argv[4]]
     torch.manual_seed(1)

@@ -9,6 +9,8 @@ from rounds import SHAPES, model_of, serve
 
 
 def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     shape, dtype = sys.argv[1:]
     model = model_of(shape).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01, fused=True)

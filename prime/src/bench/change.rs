@@ -39,12 +39,20 @@ impl Change {
     }
 }
 
-/// Whether two results were measured on machines of one kind, for every device that both have: of one name, and alike in what both tell of cores and
-/// instructions.
+/// Whether two results were measured on machines of one name, for every device that both have.
+pub fn same_names(now: &Results, earlier: &Results) -> bool {
+    all_alike(now, earlier, |machine, before| machine.name == before.name)
+}
+
+/// Whether two results were measured on machines of one kind: of one name, and alike in what both tell of cores and instructions.
 pub fn same_machines(now: &Results, earlier: &Results) -> bool {
+    same_names(now, earlier) && all_alike(now, earlier, |machine, before| !differ(machine, before))
+}
+
+fn all_alike(now: &Results, earlier: &Results, alike: impl Fn(&Machine, &Machine) -> bool) -> bool {
     now.machines.iter().all(|machine| {
         let before = earlier.machines.iter().find(|before| before.device == machine.device);
-        before.is_none_or(|before| before.name == machine.name && !differ(machine, before))
+        before.is_none_or(|before| alike(machine, before))
     })
 }
 

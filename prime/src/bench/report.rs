@@ -7,7 +7,9 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Map, Value};
 
-use super::change::{Change, LEAST, LEAST_OTHERS, Noise, changes, noise, same_machines};
+use super::change::{
+    Change, LEAST, LEAST_OTHERS, Noise, changes, noise, same_machines, same_names,
+};
 use super::results::{Case, Contestant, Found, Machine, Results};
 use super::statistics::spread;
 use super::text::count;
@@ -32,7 +34,7 @@ impl Report {
             if let Found::Results(results) = &mut found {
                 for (_, host) in &mut merged {
                     if let Found::Results(host) = host
-                        && same_machines(results, host)
+                        && same_names(results, host)
                     {
                         join(host, results);
                     }
@@ -123,7 +125,7 @@ impl Report {
             if !results.skipped.is_empty() {
                 let _ = writeln!(
                     out,
-                    "{} were left out; the page lists them.\n",
+                    "{} left out; the page says which and why.\n",
                     count(results.skipped.len(), "case")
                 );
             }
