@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use prime::bench::tune::{self, Entry, Problem, attention, products};
+use prime::bench::tune::{self, Entry, Problem, attention, decode, products};
 use prime_kernels::attention::tuning as passes;
+use prime_kernels::attention::tuning::decode as steps;
 use prime_kernels::attention::{self as kernels, Mask};
 use prime_kernels::matmul::tuning;
 use prime_runtime::{DType, Device, Tensor, bf16};
@@ -184,6 +185,88 @@ fn attention_on_hopper_takes_the_kernel_that_was_kept() {
         assert_eq!(class, problem.class());
         assert_eq!(passes::preferred(&class).unwrap().to_string(), names[1]);
         assert_eq!(passes::preferred(&problem).unwrap().to_string(), names[portable]);
+    });
+}
+
+/// The bits of a decode step whose sequences have filled their caches.
+fn step(problem: &steps::Problem) -> Vec<u32> {
+    let &steps::Problem { sequences, keys, heads, kv_heads, head_dim, .. } = problem;
+    let values = |rows: usize, heads: usize, step: usize| {
+        let count = rows * heads * head_dim;
+        let values = (0..count).map(|i| bf16::from_f32(((i * step) % 97) as f32 / 31.0 - 1.5));
+        let host = Tensor::from_slice(&values.collect::<Vec<_>>(), &[rows, heads, head_dim]);
+        host.unwrap().to(Device::Emulated).unwrap()
+    };
+    let spans = (0..sequences).flat_map(|i| [i, 1, i * keys, keys].map(|number| number as u32));
+    let spans = Tensor::from_slice(&spans.collect::<Vec<_>>(), &[sequences, 4]).unwrap();
+    let spans = spans.to(Device::Emulated).unwrap();
+    let (q, k, v) = (
+        values(sequences, heads, 37),
+        values(sequences * keys, kv_heads, 41),
+        values(sequences * keys, kv_heads, 59),
+    );
+    let mut out = Tensor::zeros(Device::Emulated, DType::BF16, q.dims()).unwrap();
+    kernels::decode(out.view_mut(), q.view(), k.view(), v.view(), spans.view(), 0.2).unwrap();
+    out.view().to_f32_vec().into_iter().map(f32::to_bits).collect()
+}
+
+/// Tunes a decode step, has the launcher take each way that the file names, and says which ways there are.
+fn every_way_of_decoding_is_taken() -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tuned.json");
+    let problem = decode::named("2x600:4/2x64", DType::BF16).unwrap();
+    let similar = steps::Problem { keys: 700, ..problem };
+    let other = steps::Problem { keys: 300, ..problem };
+    let unforced = [problem, similar, other].map(|problem| step(&problem));
+    let mut found = Vec::new();
+    let wanted = [Problem::Decode(problem)];
+    tune::tune_into(&path, Device::Emulated, &wanted, |entry| found.push(entry.clone())).unwrap();
+    let ways = steps::variants(Device::Emulated, problem).unwrap();
+    let names: Vec<String> = ways.iter().map(ToString::to_string).collect();
+    // None computed anything but attention.
+    assert_eq!((found[0].kernel.as_str(), found[0].ran), ("attention decode", ways.len()));
+    assert!(names.contains(&found[0].variant), "{found:?}");
+    assert_eq!(steps::preferred(&problem).unwrap().to_string(), found[0].variant);
+
+    let mut seen = Vec::new();
+    for name in &names {
+        steps::prefer(problem, None);
+        steps::prefer(problem.class(), None);
+        rewrite(&path, |entries| entries[0]["variant"] = Value::from(name.as_str()));
+        tune::use_table(Device::Emulated, &path);
+        assert_eq!(steps::preferred(&similar).unwrap().to_string(), *name);
+        let bits = [problem, similar, other].map(|problem| step(&problem));
+        assert!(bits[2] == unforced[2], "{name} is taken for fewer keys");
+        seen.push([bits[0].clone(), bits[1].clone()]);
+    }
+    assert!(seen[0] == unforced[..2], "{} is what is taken by itself", names[0]);
+    let splits = |count: usize| {
+        let end = format!(" in {count}");
+        let at = names.iter().position(|name| name.ends_with(&end));
+        &seen[at.unwrap_or_else(|| panic!("{names:?}"))]
+    };
+    for (few, many) in splits(1).iter().zip(splits(3)) {
+        assert!(few != many, "parts are added in another order");
+    }
+    names
+}
+
+#[test]
+fn decoding_takes_the_kernel_and_the_splits_that_were_kept() {
+    const NAME: &str = "decoding_takes_the_kernel_and_the_splits_that_were_kept";
+    on_chip("8.0", NAME, || {
+        let names = every_way_of_decoding_is_taken();
+        assert!(names.iter().all(|name| !name.contains("sm90")), "{names:?}");
+    });
+}
+
+#[test]
+fn decoding_on_hopper_takes_the_kernel_and_the_splits_that_were_kept() {
+    const NAME: &str = "decoding_on_hopper_takes_the_kernel_and_the_splits_that_were_kept";
+    on_chip("9.0", NAME, || {
+        let names = every_way_of_decoding_is_taken();
+        let portable = names.iter().filter(|name| !name.contains("sm90")).count();
+        assert_eq!(2 * portable, names.len(), "{names:?}");
     });
 }
 

@@ -12,8 +12,8 @@ use bounds::{Arithmetic, Bounds, Row};
 
 mod bounds;
 
-/// Compares one token's row of [`super::forward`], all heads one after the other, with float64: `q` is the token's, `k` and `v` those of all keys that it
-/// sees, `out` and `lse` what a device computed, `out` in `dtype`.
+/// Compares one token's row of [`super::forward`] or [`super::decode`], all heads one after the other, with float64: `q` is the token's, `k` and `v` those of
+/// all keys that it sees, `out` in `dtype` and, of forward, `lse` what a device computed.
 ///
 /// # Errors
 /// A message with the element that disagreed most.
@@ -23,7 +23,7 @@ pub fn check_row(
     [q, k, v]: [&[f64]; 3],
     heads: Heads,
     scale: f64,
-    [out, lse]: [&[f64]; 2],
+    (out, lse): (&[f64], Option<&[f64]>),
 ) -> Result<(), String> {
     let (arithmetic, width) = (Arithmetic::new(device, dtype), heads.head_dim);
     let span = Span { query: 0, new: 1, key: 0, keys: k.len() / (heads.kv_heads * width) };
@@ -33,7 +33,9 @@ pub fn check_row(
         compare("out", out, &row.out, |i| {
             1.01 * (row.out_error[i] + roundoff(dtype) * row.out[i].abs())
         })?;
-        compare("lse", &lse[head..=head], &[row.lse], |_| 1.01 * row.lse_error)?;
+        if let Some(lse) = lse {
+            compare("lse", &lse[head..=head], &[row.lse], |_| 1.01 * row.lse_error)?;
+        }
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::f32::consts::LOG2_E;
 
 use prime_runtime::{DType, Result, View, ViewMut};
 
+use super::tuning::decode;
 use super::{Mask, Pages};
 use crate::arguments;
 use crate::device::{
@@ -456,7 +457,7 @@ pub(crate) fn decode_scratch(
     let most = (1..=sequences).map(|sequences_now| {
         let row_tiles = tiles(sequences_now * heads / kv_heads, FRAGMENT, sequences_now);
         let reserved = sequences * reserved / sequences_now;
-        let splits = splits(row_tiles * kv_heads, reserved);
+        let splits = most_splits(row_tiles * kv_heads, reserved);
         if splits > 1 { splits * sequences_now * heads } else { 0 }
     });
     let rows = most.max().unwrap_or(0);
@@ -467,6 +468,55 @@ pub(crate) fn decode_scratch(
 fn splits(blocks: usize, reserved: usize) -> usize {
     let worth = (reserved / KEYS_OF_SPLIT).clamp(1, MOST_SPLITS);
     ENOUGH_BLOCKS.div_ceil(blocks).min(worth)
+}
+
+/// The most parts that may be preferred: twice as many as are taken without.
+fn most_splits(blocks: usize, reserved: usize) -> usize {
+    let possible = (2 * reserved / KEYS_OF_SPLIT).clamp(1, MOST_SPLITS);
+    (2 * ENOUGH_BLOCKS.div_ceil(blocks)).min(possible)
+}
+
+/// A kernel that decodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum DecodeKernel {
+    /// By the name of its instance.
+    Portable(String),
+    /// One of Hopper's.
+    Hopper(&'static hopper::DecodeVariant),
+}
+
+impl DecodeKernel {
+    /// The instance's name.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            DecodeKernel::Portable(name) => name,
+            DecodeKernel::Hopper(variant) => variant.name,
+        }
+    }
+}
+
+/// Every kernel that decodes over aligned rows with each number of parts, what is taken unless another is preferred first.
+pub(super) fn decode_ways(problem: decode::Problem, hopper: bool) -> Result<Vec<decode::Variant>> {
+    let decode::Problem { sequences, keys, heads, kv_heads, head_dim, dtype } = problem;
+    let portable = variants::decode(dtype, padded("attention.decode", head_dim)?);
+    let mut kernels = vec![DecodeKernel::Portable(portable.name)];
+    // Rows and heads of such kernels begin at multiples of 16 bytes.
+    if hopper
+        && dtype == DType::BF16
+        && head_dim.is_multiple_of(8)
+        && let Some(variant) = hopper::decode_kernel(head_dim)
+    {
+        kernels.insert(0, DecodeKernel::Hopper(variant));
+    }
+    let blocks = tiles(sequences * heads / kv_heads, FRAGMENT, sequences) * kv_heads;
+    let (own, most) = (splits(blocks, keys), most_splits(blocks, keys));
+    let others = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32].into_iter();
+    let parts: Vec<usize> =
+        std::iter::once(own).chain(others.filter(|&parts| parts <= most && parts != own)).collect();
+    let ways = kernels.iter().flat_map(|kernel| {
+        parts.iter().map(|&splits| decode::Variant { kernel: kernel.clone(), splits })
+    });
+    Ok(ways.collect())
 }
 
 /// Sums of d_out * out over each head: `[tokens, heads]`.
@@ -527,7 +577,14 @@ pub(super) fn decode(
     let row_tiles = tiles(tokens * shared_by, variant.rows, sequences);
     // Lengths are on the device: what the cache reserves for a sequence stands for them.
     let reserved = pages.map_or(keys.dim(0) / sequences, |pages| pages.table.dim(1) * pages.size);
-    let splits = splits(row_tiles * kv_heads, reserved);
+    let problem =
+        decode::Problem { sequences, keys: reserved, heads, kv_heads, head_dim, dtype: q.dtype() };
+    let preferred = (tokens == sequences).then(|| decode::preferred(&problem)).flatten();
+    let blocks = row_tiles * kv_heads;
+    let splits = match &preferred {
+        Some(way) => way.splits.min(most_splits(blocks, reserved)),
+        None => splits(blocks, reserved),
+    };
     let aligned = aligned(head_dim, &[q, keys, values]);
     let (out_stride, rows) = (stride(out.as_view()), tokens * heads);
     let parts = |columns| {
@@ -541,7 +598,10 @@ pub(super) fn decode(
         let mut part_lse = part_lse.as_mut().map(|part| part.view_mut());
         let whole = part.is_none().then_some(&mut out);
         let grid = [row_tiles, kv_heads, splits];
-        if let Some(variant) = hopper::decode_variant([q, keys, values])? {
+        let portable =
+            preferred.as_ref().is_some_and(|way| matches!(way.kernel, DecodeKernel::Portable(_)));
+        let of_hopper = if portable { None } else { hopper::decode_variant([q, keys, values])? };
+        if let Some(variant) = of_hopper {
             let (part, part_lse) = (part.as_mut(), part_lse.as_mut());
             let inputs = [q, keys, values, spans];
             hopper::decode(variant, whole, part, part_lse, inputs, pages, grid, scale)?;

@@ -1,8 +1,10 @@
 //! Which kernel computes attention, for whoever measures, as `matmul::tuning` has it of products: [`variants`] of a [`Problem`], [`prefer`] one, time it.
 //!
-//! Forward alone has a choice. A variant is kept by its text. Preferences are of this process, and passed over where a call does not allow them: rows that
+//! Forward has a choice, and [decoding](decode). A variant is kept by its text. Preferences are of this process, and passed over where a call does not allow them: rows that
 //! do not begin at multiples of 16 bytes, or numerics that are to be invariant. What is preferred for a pass stands for its [class](Problem::class) too
 //! where it is preferred for that; then a sequence's bits may depend on the batch around it, as kernels may add in another order.
+
+pub mod decode;
 
 use std::sync::LazyLock;
 

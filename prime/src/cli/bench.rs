@@ -63,20 +63,23 @@ struct ReportArgs {
 
 /// Find the fastest kernel for products of matrices and for attention on a GPU, and have all later runs use it
 ///
-/// Every tile and every cut of a product that the launcher could take is checked against what it takes by itself, every kernel of attention's forward
-/// pass against float64; they are timed on the device, and the fastest is kept in a file beside the compiled kernels, for this chip and compiler.
-/// Products of about as many rows (up to the next power of two) use it too, and attention over about as many tokens in sequences of about their
-/// length. Attention has a choice on Hopper alone. Runs then sum in another order than before: one that was stopped should be resumed before a device
-/// is tuned. Runs with numerics="invariant" are not changed.
+/// Every tile and every cut of a product that the launcher could take is checked against what it takes by itself; every kernel of attention's forward
+/// pass, and every kernel and split of the keys of a decode step, against float64. They are timed on the device, and the fastest is kept in a file beside
+/// the compiled kernels, for this chip and compiler. Products of about as many rows (up to the next power of two) use it too, as do attention over about as
+/// many tokens in sequences of about their length, and decode steps of about as many sequences over about as many keys. A forward pass has a choice on
+/// Hopper alone. Runs then sum in another order than before: one that was stopped should be resumed before a device is tuned. Runs with
+/// numerics="invariant" are not changed.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   prime bench tune --model models/Qwen2.5-0.5B
   prime bench tune --model models/Qwen2.5-0.5B --tokens 8192 --decode 1,32,128
   prime bench tune --matmul NT:64x37888x3584 --matmul TN:3584x18944x4096
-  prime bench tune --attention causal:8x512:14/2x64 --attention full:1x8192:32/8x128")]
+  prime bench tune --attention causal:8x512:14/2x64 --attention full:1x8192:32/8x128
+  prime bench tune --attention-decode 64x4096:14/2x64 --attention-decode 1x32768:32/8x128")]
 struct TuneArgs {
-    /// A model's folder: its linear layers, forward and backward, and its attention, forward, over sequences of all lengths by powers of two
+    /// A model's folder: its linear layers, forward and backward, and its attention, forward over sequences and decoding over caches of all lengths by
+    /// powers of two
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// A product: its layout, rows and columns of the result, and terms of each sum; may be given more than once
@@ -85,7 +88,10 @@ struct TuneArgs {
     /// Attention: its mask (causal or full), sequences and tokens of each, and heads of queries, of keys, and elements of one; may be given more than once
     #[arg(long, value_name = "MASK:SEQUENCESxTOKENS:HEADS/KV_HEADSxSIZE")]
     attention: Vec<String>,
-    /// Tokens of a training batch, for --model
+    /// Attention of a decode step: sequences and the keys that the cache reserves for each, and heads as above; may be given more than once
+    #[arg(long, value_name = "SEQUENCESxKEYS:HEADS/KV_HEADSxSIZE")]
+    attention_decode: Vec<String>,
+    /// Tokens of a training batch, and the most keys of a decode step, for --model
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     tokens: u32,
     /// Sequences that decode side by side, for --model
@@ -123,6 +129,10 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
         let problem = tune::attention::named(text, dtype).map_err(misuse)?;
         problems.push(Problem::Attention(problem));
     }
+    for text in &args.attention_decode {
+        let problem = tune::decode::named(text, dtype).map_err(misuse)?;
+        problems.push(Problem::Decode(problem));
+    }
     if let Some(folder) = &args.model {
         models::check(folder)?;
         let decode: Vec<usize> = args.decode.iter().map(|&count| count as usize).collect();
@@ -131,12 +141,12 @@ fn tune(args: &TuneArgs) -> Result<(), Failure> {
     }
     if problems.is_empty() {
         return Err(misuse(anyhow!(
-            "there is nothing to tune: name a model's folder with --model, products with --matmul, or attention with --attention"
+            "there is nothing to tune: name a model's folder with --model, products with --matmul, or attention with --attention and --attention-decode"
         )));
     }
     let path = tune::tune(device, &problems, |entry| {
         say(&format!(
-            "{} {}: {:.4} ms by {} of {} ways; {:.4} ms before",
+            "{} {}: {:.4} ms by `{}`, the fastest of {}; {:.4} ms by what the launcher takes by itself",
             entry.kernel,
             entry.problem,
             1e3 * entry.seconds,

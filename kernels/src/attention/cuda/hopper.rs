@@ -500,10 +500,10 @@ pub(super) fn backward<'a>(
 }
 
 /// An instance of the decode kernel.
-#[derive(Debug, PartialEq)]
-pub(super) struct DecodeVariant {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct DecodeVariant {
     /// As the `.cu` text lists it.
-    name: &'static str,
+    pub(super) name: &'static str,
     /// The most elements of a head.
     head_dim: usize,
     warps: usize,
@@ -530,7 +530,12 @@ pub(super) fn decode_variant(views: [View<'_>; 3]) -> Result<Option<&'static Dec
     if !serves(head_dim, &views)? {
         return Ok(None);
     }
-    Ok(choose(DECODE, |variant| variant.head_dim, head_dim))
+    Ok(decode_kernel(head_dim))
+}
+
+/// The decode variant for heads of so many elements, where rows are aligned.
+pub(super) fn decode_kernel(head_dim: usize) -> Option<&'static DecodeVariant> {
+    choose(DECODE, |variant| variant.head_dim, head_dim)
 }
 
 /// Decodes into the whole output, or into parts and their log-sum-exps, from `[q, keys, values, spans]`.

@@ -62,14 +62,7 @@ pub fn named(text: &str, dtype: DType) -> Result<Problem> {
     let [sequences, length] = pair(lengths, 'x').with_context(|| {
         format!("`{lengths}` are no sequences, expected their number and the tokens of each such as 8x512")
     })?;
-    let shape = heads.rsplit_once('x').and_then(|(heads, dim)| {
-        let dim = dim.parse().ok().filter(|&dim: &usize| dim > 0)?;
-        Some((heads, dim))
-    });
-    let (heads, head_dim) = shape.with_context(|| {
-        format!("`{heads}` are no heads, expected those of queries, those of keys, and the elements of each such as 14/2x64")
-    })?;
-    let [heads, kv_heads] = heads_of(heads)?;
+    let [heads, kv_heads, head_dim] = shape_of(heads)?;
     let tokens = elements(&[sequences, length])?;
     fitting(Problem { tokens, sequences, heads, kv_heads, head_dim, mask, dtype })
 }
@@ -82,7 +75,20 @@ fn mask_of(text: &str) -> Result<Mask> {
     }
 }
 
-fn heads_of(text: &str) -> Result<[usize; 2]> {
+/// Heads and their elements: `14/2x64`.
+pub(super) fn shape_of(heads: &str) -> Result<[usize; 3]> {
+    let shape = heads.rsplit_once('x').and_then(|(heads, dim)| {
+        let dim = dim.parse().ok().filter(|&dim: &usize| dim > 0)?;
+        Some((heads, dim))
+    });
+    let (heads, head_dim) = shape.with_context(|| {
+        format!("`{heads}` are no heads, expected those of queries, those of keys, and the elements of each such as 14/2x64")
+    })?;
+    let [heads, kv_heads] = heads_of(heads)?;
+    Ok([heads, kv_heads, head_dim])
+}
+
+pub(super) fn heads_of(text: &str) -> Result<[usize; 2]> {
     let [heads, kv_heads] = pair(text, '/').with_context(|| {
         format!("`{text}` are no heads, expected those of queries and those of keys such as 14/2")
     })?;
@@ -94,7 +100,7 @@ fn heads_of(text: &str) -> Result<[usize; 2]> {
 }
 
 /// Two positive numbers.
-fn pair(text: &str, between: char) -> Option<[usize; 2]> {
+pub(super) fn pair(text: &str, between: char) -> Option<[usize; 2]> {
     let (a, b) = text.split_once(between)?;
     let (a, b) = (a.parse().ok()?, b.parse().ok()?);
     (a > 0 && b > 0).then_some([a, b])
@@ -186,7 +192,7 @@ fn parts<'a>(problem: &Problem, fused: View<'a>) -> [View<'a>; 3] {
     [part(0, heads), part(queries, kv_heads), part(queries + keys, kv_heads)]
 }
 
-fn wide(view: View<'_>) -> Vec<f64> {
+pub(super) fn wide(view: View<'_>) -> Vec<f64> {
     view.to_f32_vec().into_iter().map(f64::from).collect()
 }
 
@@ -220,9 +226,9 @@ impl Buffers {
             let row = |view: View<'_>| wide(view.rows(token..token + 1));
             let [q, k, v] = parts(&self.problem, fused.view());
             let [k, v] = [k, v].map(|view| wide(view.rows(self.seen(token))));
-            let found = [row(out.view()), row(lse.view())];
-            let found = found.each_ref().map(Vec::as_slice);
+            let (out, lse) = (row(out.view()), row(lse.view()));
             let scale = f64::from(self.scale());
+            let found = (&out[..], Some(&lse[..]));
             check_row(self.device, dtype, [&row(q), &k, &v], heads, scale, found)
                 .map_err(|message| format!("token {token}: {message}"))?;
         }

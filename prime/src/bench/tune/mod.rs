@@ -1,14 +1,15 @@
-//! `prime bench tune`: every way that there is to compute a product or attention's forward pass, timed on this device, and the fastest kept for the
+//! `prime bench tune`: every way that there is to compute a product, attention's forward pass or a decode step of it, timed on this device, and the fastest kept for the
 //! launcher.
 //!
 //! What was found is a file a chip and compiler beside the compiled kernels. A program that computes on the device reads it first
 //! ([`use_device`]) and has the launcher prefer what it names, for the problem that was measured and for all of its class: as many rows (or, of gradients of
-//! weights, as many terms; of attention, as many tokens and as many of them a sequence) rounded up to a power of two. A way that is not there any more, a
+//! weights, as many terms; of attention, as many tokens and as many of them a sequence; of decoding, as many sequences and keys) rounded up to a power of two. A way that is not there any more, a
 //! kernel that this program does not tune, and a file that is damaged, are passed over. What is preferred
 //! may sum in another order than what the launcher takes by itself: a run that is stopped, and resumed after its device was tuned, need not end
 //! with the bits of one that was not.
 
 use std::fmt::Display;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -61,6 +62,7 @@ macro_rules! tuned {
 }
 
 pub mod attention;
+pub mod decode;
 pub mod products;
 
 /// The number that files of this form begin with.
@@ -80,7 +82,7 @@ struct Table {
 /// What was found for a problem.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// `matmul` or `attention`.
+    /// `matmul`, `attention` or `attention decode`.
     pub kernel: String,
     /// The problem's text.
     pub problem: String,
@@ -101,6 +103,8 @@ pub enum Problem {
     Product(matmul::tuning::Problem),
     /// A forward pass of attention.
     Attention(attention_kernels::tuning::Problem),
+    /// Attention of a decode step.
+    Decode(attention_kernels::tuning::decode::Problem),
 }
 
 impl Problem {
@@ -108,6 +112,7 @@ impl Problem {
         match self {
             Problem::Product(problem) => problem.text(),
             Problem::Attention(problem) => problem.text(),
+            Problem::Decode(problem) => problem.text(),
         }
     }
 
@@ -115,6 +120,7 @@ impl Problem {
         match self {
             Problem::Product(problem) => problem.variants(device).map(|_| ()),
             Problem::Attention(problem) => problem.variants(device).map(|_| ()),
+            Problem::Decode(problem) => problem.variants(device).map(|_| ()),
         }
     }
 
@@ -122,6 +128,7 @@ impl Problem {
         match self {
             Problem::Product(problem) => measure(device, problem),
             Problem::Attention(problem) => measure(device, problem),
+            Problem::Decode(problem) => measure(device, problem),
         }
     }
 }
@@ -151,16 +158,18 @@ trait Work {
     fn check(&mut self) -> Result<Result<(), String>>;
 }
 
-/// The problems of a model: its products and its attention over so many tokens, and the products of each number of sequences that decode.
+/// The problems of a model: its products and its attention over so many tokens, and both of each number of sequences that decode.
 pub fn of_model(
     config: &ModelConfig,
     dtype: DType,
     tokens: usize,
-    decode: &[usize],
+    decode_sizes: &[usize],
 ) -> Vec<Problem> {
-    let products = products::of_model(config, dtype, tokens, decode).into_iter();
+    let products = products::of_model(config, dtype, tokens, decode_sizes).into_iter();
     let passes = attention::of_model(config, dtype, tokens).into_iter();
-    products.map(Problem::Product).chain(passes.map(Problem::Attention)).collect()
+    let steps = decode::of_model(config, dtype, tokens, decode_sizes).into_iter();
+    let attention = passes.map(Problem::Attention).chain(steps.map(Problem::Decode));
+    products.map(Problem::Product).chain(attention).collect()
 }
 
 fn dtype_of(name: &str) -> Result<DType> {
@@ -222,6 +231,11 @@ fn prefer(device: Device, entries: &[Entry]) {
                 }
                 <attention_kernels::tuning::Problem as Tuned>::KERNEL => {
                     prefer_entry::<attention_kernels::tuning::Problem>(device, entry, for_class);
+                }
+                <attention_kernels::tuning::decode::Problem as Tuned>::KERNEL => {
+                    prefer_entry::<attention_kernels::tuning::decode::Problem>(
+                        device, entry, for_class,
+                    );
                 }
                 _ => (),
             }
@@ -303,18 +317,28 @@ pub fn tune_into(
     for problem in problems {
         problem.check(device).with_context(|| problem.text())?;
     }
+    if path.exists()
+        && let Err(error) = read(path)
+    {
+        eprintln!("warning: what was found before is replaced: {error:#}");
+    }
     let mut entries = Vec::new();
     for problem in problems {
         let entry = problem.measure(device).with_context(|| problem.text())?;
         found(&entry);
+        // At once, so that what ends this program costs nothing but the problem that it ended.
+        keep(device, path, std::slice::from_ref(&entry))?;
         entries.push(entry);
     }
     prefer(device, &entries);
-    keep(device, path, entries)
+    Ok(())
 }
 
 /// Puts entries into the file, in place of older ones of the same problems.
-fn keep(device: Device, path: &Path, entries: Vec<Entry>) -> Result<()> {
+fn keep(device: Device, path: &Path, entries: &[Entry]) -> Result<()> {
+    // Others that tune wait until this has read and written. The system takes the lock back from a program that ends; where it has none, all go on.
+    let folder = path.parent().and_then(|folder| File::open(folder).ok());
+    let _lock = folder.filter(|folder| folder.lock().is_ok());
     let (chip, compiler) = identity(device)?;
     let name = match device {
         Device::Cuda(number) => cuda::properties(number)?.name,
@@ -329,7 +353,7 @@ fn keep(device: Device, path: &Path, entries: Vec<Entry>) -> Result<()> {
         entries.iter().any(|new| new.kernel == entry.kernel && new.problem == entry.problem)
     };
     let mut all: Vec<Entry> = old.into_iter().filter(|entry| !new(entry)).collect();
-    all.extend(entries);
+    all.extend_from_slice(entries);
     let table = Table { format: FORMAT, device: name, chip, compiler, entries: all };
     let text = serde_json::to_string_pretty(&table)? + "\n";
     checkpoint::atomic_write(path, text.as_bytes())
@@ -443,14 +467,33 @@ mod tests {
     fn newer_entries_take_the_place_of_older_ones_and_damage_is_said() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tuned.json");
-        keep(Device::Emulated, &path, vec![entry("a", "1"), entry("b", "1")]).unwrap();
-        keep(Device::Emulated, &path, vec![entry("b", "2")]).unwrap();
+        keep(Device::Emulated, &path, &[entry("a", "1"), entry("b", "1")]).unwrap();
+        keep(Device::Emulated, &path, &[entry("b", "2")]).unwrap();
         let table = read(&path).unwrap();
         assert_eq!(table.entries, [entry("a", "1"), entry("b", "2")]);
         std::fs::write(&path, "{\"format\": 1").unwrap();
         assert!(format!("{:#}", read(&path).unwrap_err()).contains("is damaged"));
         // A damaged file is written anew.
-        keep(Device::Emulated, &path, vec![entry("c", "1")]).unwrap();
+        keep(Device::Emulated, &path, &[entry("c", "1")]).unwrap();
         assert_eq!(read(&path).unwrap().entries.len(), 1);
+    }
+
+    #[test]
+    fn what_several_find_at_once_is_kept_of_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tuned.json");
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let path = &path;
+                scope.spawn(move || {
+                    for i in 0..10 {
+                        keep(Device::Emulated, path, &[entry(&format!("{thread} {i}"), "1")])
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(read(&path).unwrap().entries.len(), 40);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no lock is left");
     }
 }
