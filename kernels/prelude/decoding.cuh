@@ -43,23 +43,26 @@ DEVICE void weigh_scores(float (&scores)[1][NT][4], float (&sums)[1][N][4], floa
     }
 }
 
-/// Joins the sums of WARPS warps through shared memory from byte `offset` on, which nobody else uses: `take_lse(row, lse)` is told of each row's log-sum-exp to
+/// Joins the sums of WARPS warps through shared memory from byte `offset` on, which nobody else uses, 64 (D + 10) bytes a warp: `take_lse(row, lse)` is told of each row's log-sum-exp to
 /// base 2, `take(row, column, value)` of each value of a row that saw a key.
 template <u32 WARPS, int N, class TakeLse, class Take>
 DEVICE void join_warps(u32 offset, const float (&sums)[1][N][4], const float (&largest)[2], const float (&weight)[2], float scale_log2, u32 rows,
                        u32 columns, const TakeLse &take_lse, const Take &take) {
-    constexpr u32 ROWS = 16, D = N * 8;
+    // Rows begin 8 banks apart (or 24), so that the four that a half-warp stores reach all 32.
+    constexpr u32 ROWS = 16, D = N * 8, STRIDE = D + 8;
+    static_assert(STRIDE % 16 == 8, "rows of a half-warp lie in different banks");
     const u32 g = lane() / 4, t = lane() % 4;
-    const Shared<float> all_sums = shared<float>(offset), numbers = all_sums + WARPS * ROWS * D;
+    const Shared<float> all_sums = shared<float>(offset), numbers = all_sums + WARPS * ROWS * STRIDE;
     UNROLL
     for (int h = 0; h < 2; h++) {
         float total = weight[h];
         total += shuffle_xor(total, 1);
         total += shuffle_xor(total, 2);
+        if (g + 8 * h >= rows) continue;
         const u32 row = warp() * ROWS + g + 8 * h;
         if (t == 0) store(numbers + row * 2, Vector<float, 2>{{largest[h] * scale_log2, total}});
         UNROLL
-        for (int n = 0; n < N; n++) store(all_sums + row * D + 8 * n + 2 * t, Vector<float, 2>{{sums[0][n][2 * h], sums[0][n][2 * h + 1]}});
+        for (int n = 0; n < N; n++) store(all_sums + row * STRIDE + 8 * n + 2 * t, Vector<float, 2>{{sums[0][n][2 * h], sums[0][n][2 * h + 1]}});
     }
     sync_block();
     for (u32 row = warp(); row < rows; row += WARPS) {
@@ -78,7 +81,7 @@ DEVICE void join_warps(u32 offset, const float (&sums)[1][N][4], const float (&l
         for (u32 column = lane(); column < columns; column += 32) {
             float sum = 0.0f;
             UNROLL
-            for (u32 w = 0; w < WARPS; w++) sum = fma(all_sums[(w * ROWS + row) * D + column], factor[w], sum);
+            for (u32 w = 0; w < WARPS; w++) sum = fma(all_sums[(w * ROWS + row) * STRIDE + column], factor[w], sum);
             take(row, column, sum * inverse);
         }
     }
