@@ -50,8 +50,8 @@ template <int D, int WARPGROUPS, int COLS> struct Layout {
     using Queries = BoxTile<ROWS, D>;
     using Block = BoxTile<COLS, D>;
     static constexpr u32 KEYS = Queries::BYTES, VALUES = KEYS + STAGES * Block::BYTES, BARRIERS = VALUES + STAGES * Block::BYTES;
-    // Full and empty barriers: of the queries, of keys and of values; then the tile's `Work`, and a word for each block of it that is cleaned.
-    static constexpr u32 WORK = BARRIERS + 8 * (2 + 4 * STAGES), SPOILED = WORK + 32;
+    // Full and empty barriers: of the queries, of keys and of values. Then of a tile and of the next `Work`, and a word for each block that is cleaned.
+    static constexpr u32 WORK = BARRIERS + 8 * (2 + 4 * STAGES), SPOILED = WORK + 2 * 32;
 
     static DEVICE Queries queries() { return Queries{0}; }
     static DEVICE Block keys(u32 step) { return Block{KEYS + step % STAGES * Block::BYTES}; }
@@ -62,12 +62,15 @@ template <int D, int WARPGROUPS, int COLS> struct Layout {
     static DEVICE Shared<u64> keys_empty(u32 step) { return keys_full(step) + STAGES; }
     static DEVICE Shared<u64> values_full(u32 step) { return keys_full(step) + 2 * STAGES; }
     static DEVICE Shared<u64> values_empty(u32 step) { return keys_full(step) + 3 * STAGES; }
+    static DEVICE Shared<u32> work(u32 count) { return shared<u32>(WORK + count % 2 * 32); }
+    static DEVICE Shared<u32> spoiled(u32 count, u32 step) { return shared<u32>(SPOILED) + (count % 2 * MOST_CLEANED + step); }
     static DEVICE u32 phase(u32 step) { return step / STAGES & 1; }
     /// Blocks that a tile of queries does not see all of: as many as its rows reach into, and the last.
     static constexpr u32 MOST_CLEANED = (ROWS - 1) / COLS + 2;
 };
 
-/// A tile of queries of one head. Its producer finds it; consumers read of it, in shared memory, what they need when they need it.
+/// A tile of queries of one head. Its producer finds it; consumers read of it, in shared memory, what they need when they need it. They are done with it
+/// when all have the queries of the next behind them.
 struct Work {
     u32 query, added, key, keys;
     // The query head, and the tile's first row in the sequence.
@@ -135,10 +138,10 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
     constexpr int PRODUCER_REGISTERS = WARPGROUPS == 2 ? 40 : 32, CONSUMER_REGISTERS = WARPGROUPS == 2 ? 232 : 160;
     // Warpgroups take turns where making weights costs about as much as multiplying.
     constexpr bool TURNS = D <= 128;
-    constexpr u32 TURN = 1, CLEANED = TURN + WARPGROUPS, OWN = CLEANED + 1;
+    constexpr u32 TURN = 1, CLEANED = TURN + WARPGROUPS;
 
     if (warp_uniform() == 0) {
-        if (lane() < Shape::MOST_CLEANED) shared<u32>(Shape::SPOILED)[lane()] = 0;
+        if (lane() < 2 * Shape::MOST_CLEANED) shared<u32>(Shape::SPOILED)[lane()] = 0;
         if (elect_one()) {
             prefetch_tensor_map(args.q);
             prefetch_tensor_map(args.k);
@@ -173,8 +176,8 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
             if (!find_work<ROWS, COLS>(args, item, work)) continue;
             if (elect_one()) {
                 mbarrier_wait(Shape::queries_empty(), count & 1 ^ 1);
-                store(shared<u32>(Shape::WORK), Vector<u32, 4>{{work.query, work.added, work.key, work.keys}});
-                store(shared<u32>(Shape::WORK) + 4, Vector<u32, 4>{{work.head, work.first, work.steps, work.whole}});
+                store(Shape::work(count), Vector<u32, 4>{{work.query, work.added, work.key, work.keys}});
+                store(Shape::work(count) + 4, Vector<u32, 4>{{work.head, work.first, work.steps, work.whole}});
                 mbarrier_arrive_expect(Shape::queries_full(), Shape::Queries::BYTES);
                 for (u32 piece = 0; piece < D / 64; piece++)
                     tma_load_3d(Shape::queries().piece(piece), args.q, Shape::queries_full(), piece * 64, work.head, work.query + work.first,
@@ -210,7 +213,7 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
         }
         if (elect_one()) {
             mbarrier_wait(Shape::queries_empty(), count & 1 ^ 1);
-            shared<u32>(Shape::WORK)[6] = 0;
+            Shape::work(count)[6] = 0;
             mbarrier_arrive(Shape::queries_full());
         }
         return;
@@ -225,7 +228,12 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
     float largest[2], weight[2], correction[2];
     u32 base = 0, count = 0, steps = 0, seen[2] = {0, 0};
     // Of the tile at hand.
-    const Shared<u32> query = shared<u32>(Shape::WORK), added = query + 1, first_key = query + 2, keys = query + 3, head = query + 4, first = query + 5;
+    const auto query = [&]() -> u32 { return Shape::work(count)[0]; };
+    const auto added = [&]() -> u32 { return Shape::work(count)[1]; };
+    const auto first_key = [&]() -> u32 { return Shape::work(count)[2]; };
+    const auto keys = [&]() -> u32 { return Shape::work(count)[3]; };
+    const auto head = [&]() -> u32 { return Shape::work(count)[4]; };
+    const auto first = [&]() -> u32 { return Shape::work(count)[5]; };
     const auto column_of = [&](u32 step) { return (steps - 1 - step) * COLS; };
 
     const auto multiply_keys = [&](u32 step) {
@@ -254,17 +262,17 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
     };
     // Before a block's values are multiplied, where not all queries see all of it: whether something was taken out.
     const auto clean = [&](u32 step) {
-        const Shared<u32> spoiled = shared<u32>(Shape::SPOILED) + step;
+        const Shared<u32> spoiled = Shape::spoiled(count, step);
         mbarrier_wait(Shape::values_full(base + step), Shape::phase(base + step));
-        clean_tile<CONSUMERS>(Shape::values(base + step), thread, keys[0] - column_of(step), spoiled, count + 1);
+        clean_tile<CONSUMERS>(Shape::values(base + step), thread, keys() - column_of(step), spoiled, count + 1);
         fence_proxy_async();
         barrier_sync(CLEANED, CONSUMERS);
         return spoiled[0] == count + 1;
     };
     // What was taken out of a block's values, added where it is seen.
     const auto spoil = [&](u32 step) {
-        const u32 column = column_of(step), end = min(column + COLS, seen[1]), key_head = head[0] / args.shared_by;
-        const CacheRows rows_of{args.table, args.table_stride, args.page_shift, first_key[0]};
+        const u32 column = column_of(step), end = min(column + COLS, seen[1]), key_head = head() / args.shared_by;
+        const CacheRows rows_of{args.table, args.table_stride, args.page_shift, first_key()};
         ROLLED
         for (u32 key = column; key < end; key++) {
             const Global<const bf16> from = args.values + rows_of(key) * args.values_stride + key_head * args.head_dim + 2 * t;
@@ -293,6 +301,7 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
         wgmma_wait<1>();
         wgmma_fence_registers(scores);
         release(Shape::keys_empty(base + step));
+        if (step + 1 == steps) release(Shape::queries_empty());
         if (edge && step < masked) make_weights<true, COLS>(scores, largest, weight, correction, seen, column_of(step), args.scale_log2);
         else make_weights<false, COLS>(scores, largest, weight, correction, seen, column_of(step), args.scale_log2);
         wgmma_wait<0>();
@@ -308,12 +317,12 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
     ROLLED
     while (true) {
         mbarrier_wait(Shape::queries_full(), count & 1);
-        steps = (query + 6)[0];
+        steps = Shape::work(count)[6];
         if (steps == 0) break;
-        const u32 whole = (query + 7)[0], masked = steps > whole ? steps - whole : 0;
+        const u32 whole = Shape::work(count)[7], masked = steps > whole ? steps - whole : 0;
         UNROLL
         for (int h = 0; h < 2; h++) {
-            seen[h] = visible(args, keys[0], added[0], first[0] + row + 8 * h);
+            seen[h] = visible(args, keys(), added(), first() + row + 8 * h);
             largest[h] = -infinity;
             weight[h] = 0.0f;
         }
@@ -324,6 +333,7 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
         wgmma_wait<0>();
         wgmma_fence_registers(scores);
         release(Shape::keys_empty(base));
+        if (steps == 1) release(Shape::queries_empty());
         if (masked > 0) make_weights<true, COLS>(scores, largest, weight, correction, seen, column_of(0), args.scale_log2);
         else make_weights<false, COLS>(scores, largest, weight, correction, seen, column_of(0), args.scale_log2);
         pack_sums(weights, scores);
@@ -338,7 +348,7 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
         release(Shape::values_empty(base + steps - 1));
         if (spoiled) spoil(steps - 1);
 
-        const u32 rows = added[0], query_row = query[0], first_row = first[0], own_head = head[0];
+        const u32 rows = added(), query_row = query(), first_row = first(), own_head = head();
         float inverse[2];
         UNROLL
         for (int h = 0; h < 2; h++) {
@@ -349,24 +359,24 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
             const u32 at = first_row + row + 8 * h;
             if (args.lse && t == 0 && at < rows) args.lse[(query_row + at) * args.lse_stride + own_head] = largest[h] * args.scale + log(total);
         }
-        // The warpgroup alone read these rows of the queries, and needs them no more.
-        const auto results = Shape::queries();
-        // Asked for anew, so that the addresses of the stores are not kept in registers from tile to tile.
-        const u32 result_row = warp_uniform() * 16 - 64;
         u32 fragments[D / 16][4];
         pack_sums(fragments, sums, inverse[0], inverse[1]);
+        // Neighbours of a quad trade pairs, so that each lane stores four columns: the odd ones those of the second chunk of 8.
+        const bool odd = t % 2 != 0;
+        const u32 first_column = odd ? 8 + 2 * (t - 1) : 2 * t;
         UNROLL
-        for (int k = 0; k < D / 16; k++) results.store(result_row, k, fragments[k]);
-        barrier_sync(OWN + group, 128);
-        for (u32 i = thread % 128; i < 64 * (D / 8); i += 128) {
-            const u32 own = group * 64 + i / (D / 8), column = i % (D / 8) * 8;
-            if (first_row + own >= rows || column >= args.head_dim) continue;
-            store(args.out + (query_row + first_row + own) * args.out_stride + own_head * args.head_dim + column, load<8>(results.chunk(own, i % (D / 8))));
+        for (u32 h = 0; h < 2; h++) {
+            const u32 at = first_row + row + 8 * h;
+            const Global<bf16> to = args.out + (query_row + at) * args.out_stride + own_head * args.head_dim + first_column;
+            UNROLL
+            for (u32 k = 0; k < D / 16; k++) {
+                const u32 left = fragments[k][h], right = fragments[k][2 + h], other = shuffle_xor(odd ? left : right, 1);
+                const Vector<u32, 2> pairs{{odd ? other : left, odd ? right : other}};
+                if (at < rows && 16 * k + first_column < args.head_dim) store(to + 16 * k, bit_cast<Vector<bf16, 4>>(pairs));
+            }
         }
-        // The next tile's queries come here, behind all that was stored.
-        fence_proxy_async();
+        // All lanes have read what is known of this tile before one lets go of the next one's queries.
         sync_warp();
-        release(Shape::queries_empty());
         base += steps;
         count++;
     }

@@ -184,10 +184,10 @@ impl ForwardVariant {
         2 * self.rows as u32 + 128
     }
 
-    /// Queries, two stages of keys and values, ten barriers, the tile's number and a word for each block that is cleaned.
+    /// Queries, two stages of keys and values, ten barriers; of two tiles what is known, and a word for each block that is cleaned.
     fn shared(&self) -> usize {
         let cleaned = (self.rows - 1) / self.keys + 2;
-        (self.rows + 4 * self.keys) * self.head_dim * 2 + 10 * 8 + 32 + cleaned * 4
+        (self.rows + 4 * self.keys) * self.head_dim * 2 + 10 * 8 + 2 * (32 + cleaned * 4)
     }
 }
 
