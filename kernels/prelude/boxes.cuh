@@ -49,26 +49,35 @@ template <int STEPS> DEVICE void pack_sums(u32 (&fragments)[STEPS][4], const flo
 /// Makes what lies in a tile harmless to products in which its weights are 0: rows from `rows` on become zeros, and so does each element that is not a
 /// finite number; then `spoiled`, a word that only rises, becomes `mark`. THREADS threads share the work; `fence_proxy_async` and a barrier of them must follow.
 template <int THREADS, int ROWS, int D> DEVICE void clean_tile(BoxTile<ROWS, D> tile, u32 thread, u32 rows, Shared<u32> spoiled, u32 mark) {
-    constexpr u32 INFINITE = 0x7f80u, BOTH = INFINITE << 16 | INFINITE, LOWEST = 0x00800080u, CARRIES = 0x80008000u;
-    bool found = false;
-    for (u32 i = thread; i < ROWS * D / 8; i += THREADS) {
-        const u32 row = i / (D / 8);
-        const Shared<u32> place = tile.chunk(row, i % (D / 8)).template as<u32>();
-        Vector<u32, 4> words = load<4>(place);
-        // An exponent of ones carries when one is added to it.
-        u32 carries = 0;
+    constexpr u32 INFINITE = 0x7f80u, BOTH = INFINITE << 16 | INFINITE, LOWEST = 0x00800080u, CARRIES = 0x80008000u, CHUNKS = ROWS * D / 8;
+    const auto place_of = [&](u32 i) { return tile.chunk(i / (D / 8), i % (D / 8)).template as<u32>(); };
+    // Nearly always there is nothing to clean, which shows in few instructions: an exponent of ones carries when one is added to it.
+    u32 carries = rows < u32(ROWS) ? CARRIES : 0;
+    UNROLL
+    for (u32 n = 0; n < (CHUNKS + THREADS - 1) / THREADS; n++) {
+        const u32 i = thread + n * THREADS;
+        if (CHUNKS % THREADS != 0 && i >= CHUNKS) continue;
+        const Vector<u32, 4> words = load<4>(place_of(i));
         UNROLL
         for (int w = 0; w < 4; w++) carries |= (words[w] & BOTH) + LOWEST;
-        if (row < rows && (carries & CARRIES) == 0) continue;
-        found |= row < rows;
+    }
+    if ((carries & CARRIES) == 0) return;
+    bool found = false;
+    ROLLED
+    for (u32 i = thread; i < CHUNKS; i += THREADS) {
+        Vector<u32, 4> words = load<4>(place_of(i));
+        bool changed = false;
         UNROLL
         for (int w = 0; w < 4; w++) {
             u32 kept = words[w];
             if ((kept & INFINITE) == INFINITE) kept &= 0xffff0000u;
             if ((kept >> 16 & INFINITE) == INFINITE) kept &= 0x0000ffffu;
-            words[w] = row < rows ? kept : 0;
+            if (i / (D / 8) >= rows) kept = 0;
+            else found |= kept != words[w];
+            changed |= kept != words[w];
+            words[w] = kept;
         }
-        store(place, words);
+        if (changed) store(place_of(i), words);
     }
     if (found) atomic_max(spoiled, mark);
 }

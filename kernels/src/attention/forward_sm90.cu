@@ -291,10 +291,12 @@ template <int D, int WARPGROUPS, int COLS> KERNEL((WARPGROUPS + 1) * 128, 1) voi
 
     // Scores of a block, while the weights of the one before are used; then its weights.
     const auto advance = [&](u32 step, u32 masked, bool edge) {
-        const bool spoiled = edge && clean(step - 1);
-        if constexpr (TURNS) barrier_sync(TURN + group, 256);
+        // Who has a turn must not wait for the others, so that where all clean, scores come before it.
+        if (TURNS && !edge) barrier_sync(TURN + group, 256);
         mbarrier_wait(Shape::keys_full(base + step), Shape::phase(base + step));
         multiply_keys(step);
+        const bool spoiled = edge && clean(step - 1);
+        if (TURNS && edge) barrier_sync(TURN + group, 256);
         mbarrier_wait(Shape::values_full(base + step - 1), Shape::phase(base + step - 1));
         multiply_values(step - 1);
         if (TURNS) barrier_arrive(TURN + (group + 1) % WARPGROUPS, 256);
