@@ -138,3 +138,10 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+#[test]
+#[ignore = "for tools/amx/check.sh, whose machine has everything"]
+fn this_machine_has_all_that_the_kernels_can_use() {
+    println!("the level is {}", level());
+    assert!(level() == Level::Amx && has_amx());
+}
