@@ -86,7 +86,7 @@ parts=$(echo "$bochs_sha256 ${bochs_options[*]} $kernel ${packages[*]}" | cat - 
 machine=$here/machine/$parts
 work=
 bochs=
-# shellcheck disable=SC2329
+# shellcheck disable=SC2317,SC2329
 clean() {
     [ -z "$bochs" ] || kill "$bochs" 2>/dev/null || true
     [ -z "$work" ] || rm -rf "$work"
