@@ -343,13 +343,14 @@ template <int D> DEVICE void consume(const AttentionBackwardHopper &args, const 
         const bool edge = at_edge<D>(work, query, args.causal);
         const Sight sees{query + 2 * (lane() % 4), work.first + group * 64 + place.row, work.length, args.causal};
         make_weights(scores, Shape::lse(step), args.scale_log2, edge, sees);
-        wgmma_wait<0>();
+        pack_sums(weights, scores);
+        // The tensor cores have this to do while gradients of scores are made.
+        add_weighted<D>(d_values, weights, Shape::d_outs(step));
+        wgmma_wait<1>();
         wgmma_fence_registers(d_scores);
         const auto weight = [&](int n) { return Vector<float, 4>{{scores[4 * n], scores[4 * n + 1], scores[4 * n + 2], scores[4 * n + 3]}}; };
         make_gradients(d_scores, weight, Shape::delta(step), edge, sees);
-        pack_sums(weights, scores);
         pack_sums(d_weights, d_scores);
-        add_weighted<D>(d_values, weights, Shape::d_outs(step));
         // Two tiles take turns: whoever writes one has passed the barrier of the other, before which all have read this one.
         UNROLL
         for (int k = 0; k < QUERIES / 16; k++) Shape::d_scores(step).store(group * 64 + place.warp_row, k, d_weights[k]);
@@ -474,6 +475,8 @@ template <int D> DEVICE void consume_keys(const AttentionBackwardHopper &args, c
 template <int D> KERNEL(384, 1) void attention_backward_sm90(const GRID_CONSTANT AttentionBackwardHopper args) {
     using Shape = Layout<D>;
     constexpr u32 KEYS = Shape::OWN_ROWS, PIECES = Shape::PIECES;
+    // The block has 504 for a thread of each warpgroup.
+    constexpr int PRODUCER_REGISTERS = Shape::APART ? 40 : 24, CONSUMER_REGISTERS = Shape::APART ? 232 : 240;
     // As in `consume`.
     constexpr bool BY_TURNS = D == 64;
     static_assert(D == 64 || D == 128 || D == 256, "a tile of d_q has as many pieces for each warpgroup, or one");
@@ -518,7 +521,7 @@ template <int D> KERNEL(384, 1) void attention_backward_sm90(const GRID_CONSTANT
     sync_block();
 
     if (warp_uniform() < 4) {
-        registers_decrease<40>();
+        registers_decrease<PRODUCER_REGISTERS>();
         const u32 own = warp_uniform();
         if (own == 0 && elect_one()) {
             mbarrier_arrive_expect(Shape::own_full(), 2 * Shape::Own::BYTES);
@@ -593,7 +596,7 @@ template <int D> KERNEL(384, 1) void attention_backward_sm90(const GRID_CONSTANT
         return;
     }
 
-    registers_increase<232>();
+    registers_increase<CONSUMER_REGISTERS>();
     mbarrier_wait(Shape::own_full(), 0);
     if (work.first + KEYS > work.length) {
         clear_rows<256>(Shape::keys(), thread_index() - 128, work.length - work.first);
