@@ -57,6 +57,9 @@ pub(super) fn decode(
     with_float!(q.dtype(), E => attend::<E>(&call, sequences, span))
 }
 
+/// Up to so many rows, a block of keys and values is read ahead.
+const FEW_ROWS: usize = 16;
+
 /// The sizes of a head layout.
 #[derive(Clone, Copy)]
 struct Heads {
@@ -218,6 +221,15 @@ fn attend_tile<E: Element>(
             pack::transpose::<E>(&mut memory.keys[before..], &call.k, keys);
             pack::widen::<E>(&mut memory.values[before * padded..], &call.v, keys);
         });
+        // With few rows there is little to do with a block but to read it.
+        if rows <= FEW_ROWS && start + KEYS < seen {
+            let next = start + KEYS;
+            call.runs(span, next, KEYS.min(seen - next), |_, row, rows| {
+                let keys = heads.keys(row, rows, kv_head);
+                pack::fetch::<E>(&call.k, keys);
+                pack::fetch::<E>(&call.v, keys);
+            });
+        }
         let visible = |row: usize| {
             span.visible(first + row / group, call.mask).saturating_sub(start).min(count)
         };
