@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         Ok(Ending::Wrong) => ExitCode::FAILURE,
         Ok(Ending::Lost) => ExitCode::from(LOST),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", prime::cli::said(&error));
             ExitCode::FAILURE
         }
     }

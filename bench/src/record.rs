@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use prime::bench::results::Found;
 use prime::bench::{self, Case, Results, Skipped};
+use prime::cli::said;
 
 use crate::suite::now;
 
@@ -39,6 +40,13 @@ impl Record {
     /// # Errors
     /// When there is such a file and it cannot be read, or its folder cannot be made.
     pub fn open(path: PathBuf, resume: bool, new: Results) -> Result<Record> {
+        // The page goes beside the file under the same name.
+        ensure!(
+            path.extension().is_none_or(|end| end != "html"),
+            "results cannot be written to {}, where the page of them goes; expected a file such as {}",
+            path.display(),
+            path.with_extension("json").display()
+        );
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("the folder {} cannot be made", folder.display()))?;
@@ -126,8 +134,9 @@ impl Record {
         match outcome {
             Ok(case) => self.results.cases.extend(case),
             Err(error) => {
-                eprintln!("FAILED: {operation}, {title}: {error:#}");
-                self.skip(device, operation, title, format!("{FAILED}{error:#}"));
+                let why = said(&error);
+                eprintln!("FAILED: {operation}, {title}: {why}");
+                self.skip(device, operation, title, format!("{FAILED}{why}"));
             }
         }
         self.save()
@@ -225,6 +234,9 @@ mod tests {
         let failed: Vec<(&str, &str)> =
             found.skipped.iter().map(|s| (s.name.as_str(), s.why.as_str())).collect();
         assert_eq!(failed, [(titles[1], BEGUN)]);
+
+        let taken = Record::open(path.with_extension("html"), false, empty()).err().unwrap();
+        assert!(taken.to_string().ends_with("results.json"), "{taken}");
 
         // Without `resume` the file is written anew.
         assert!(Record::open(path, false, empty()).unwrap().results.cases.is_empty());

@@ -111,10 +111,7 @@ impl Report {
         let mut out = String::new();
         for (name, results) in self.results() {
             let _ = writeln!(out, "# {}\n", markdown(name));
-            for (what, value) in facts_of(results) {
-                let _ = writeln!(out, "- {}: {}", markdown(&what), markdown(&value));
-            }
-            out.push('\n');
+            write_blocks(&mut out, facts(results));
             write_blocks(&mut out, summary::blocks(results));
             for (device, operation) in operations(results) {
                 let heading = self.heading("", &device, &operation);
@@ -128,6 +125,12 @@ impl Report {
                     "{} left out; the page says which and why.\n",
                     count(results.skipped.len(), "case")
                 );
+            }
+        }
+        for (name, found) in &self.files {
+            if let Found::Other(fields) = found {
+                let _ = writeln!(out, "# {}\n", markdown(name));
+                write_blocks(&mut out, other(fields));
             }
         }
         if let Some(table) = self.wrong() {
@@ -274,6 +277,15 @@ fn write_blocks(out: &mut String, blocks: Vec<Block>) {
         match block {
             Block::Text(text) | Block::Note(text) => {
                 let _ = writeln!(out, "{}\n", markdown(&text));
+            }
+            Block::Heading(text) => {
+                let _ = writeln!(out, "## {}\n", markdown(&text));
+            }
+            Block::Facts(facts) => {
+                for (what, value) in facts {
+                    let _ = writeln!(out, "- {}: {}", markdown(&what), markdown(&value));
+                }
+                out.push('\n');
             }
             Block::Table(table) => {
                 let _ = writeln!(out, "{}", table.to_markdown());
@@ -583,9 +595,11 @@ mod tests {
         let paths = entries.filter(|path| path.extension().is_some_and(|end| end == "json"));
         let files: Vec<_> = paths.map(|path| (name_of(&path), load(&path).unwrap())).collect();
         let names: Vec<String> = files.iter().map(|(name, _)| name.clone()).collect();
-        let page = Report::new(files).to_html().unwrap();
+        let report = Report::new(files);
+        let (page, text) = (report.to_html().unwrap(), report.to_markdown());
         for name in names {
             assert!(page.contains(&name), "{name}");
+            assert!(text.contains(&format!("# {name}\n")), "{name}");
         }
         assert!(page.contains("train, beside PyTorch"));
         assert!(page.len() < crate::report::MOST_BYTES);

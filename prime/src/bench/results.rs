@@ -217,6 +217,7 @@ pub fn load(path: &Path) -> Result<Found> {
     let Value::Object(fields) = value else {
         bail!("{shown} holds no JSON object, expected a file of benchmark results");
     };
+    ensure!(!fields.is_empty(), "{shown} holds an empty object, expected benchmark results");
     if let Some(format) = fields.get("format") {
         ensure!(
             format == &Value::from(FORMAT),
@@ -423,6 +424,7 @@ mod tests {
             load(&path).err().map(|error| format!("{error:#}"))
         };
         assert!(error("[1]").unwrap().contains("no JSON object"));
+        assert!(error("{}").unwrap().contains("an empty object"));
         assert!(error("{").unwrap().contains("not JSON"));
         assert!(error(r#"{"format": 9}"#).unwrap().contains("reads format 1"));
         assert!(error(r#"{"format": 1}"#).unwrap().contains("not a whole file"));

@@ -184,7 +184,7 @@ fn say(text: &str) {
 }
 
 /// An error and its causes, each said once: some say their own cause already.
-fn sentence(error: &anyhow::Error) -> String {
+pub fn said(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {
         let cause = cause.trim_end();
@@ -196,6 +196,12 @@ fn sentence(error: &anyhow::Error) -> String {
         }
         text.push_str(cause);
     }
+    text
+}
+
+/// What a person reads of an error, with what to do about it where that is known.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = said(error);
     if is_out_of_memory(error) {
         text.push_str(
             ". Smaller `--set train.micro_batch_tokens=N` makes the largest parts of training smaller, `--set \
