@@ -100,7 +100,7 @@ apt() {
     local name=$1
     shift
     "$name" -qq -o Dir::State="$work/apt/state" -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache="$work/apt/cache" \
-        -o APT::Sandbox::User=root -o Acquire::Retries=2 "$@"
+        -o APT::Sandbox::User=root -o APT::Update::Error-Mode=any -o Acquire::Retries=2 "$@"
 }
 
 build() {
@@ -111,9 +111,9 @@ build() {
     cd "$work/packages"
     apt apt-get update >"$work/log" 2>&1 || fail "Debian's lists of packages could not be fetched: $(tail -1 "$work/log")"
     local image magic
-    image=$(apt apt-cache depends "$kernel" | awk '/ Depends: linux-image-[0-9]/ {print $2; exit}')
+    image=$(apt apt-cache depends "$kernel" | awk '/ Depends: linux-image-[0-9]/ {print $2; exit}') || true
     [ -n "$image" ] || fail "this system's packages have no kernel by the name of $kernel"
-    magic=$(apt apt-cache depends genisoimage | awk '/ Depends: libmagic/ {print $2; exit}')
+    magic=$(apt apt-cache depends genisoimage | awk '/ Depends: libmagic/ {print $2; exit}') || true
     apt apt-get download "$image" "${packages[@]}" ${magic:+"$magic"} >"$work/log" 2>&1 ||
         fail "packages could not be fetched: $(tail -1 "$work/log")"
     local package
@@ -193,7 +193,7 @@ default program
 prompt 0
 label program
   kernel /linux
-  append initrd=/files console=ttyS0,115200 quiet panic=-1 mitigations=off no5lvl clearcpuid=fsrm
+  append initrd=/files console=ttyS0,115200 quiet mitigations=off no5lvl clearcpuid=fsrm
 END
 LD_LIBRARY_PATH=$machine/lib "$machine/genisoimage" -quiet -o "$work/disk" -b isolinux/isolinux.bin -c isolinux/boot.cat \
     -no-emul-boot -boot-load-size 4 -boot-info-table "$work/image" || fail "the emulated machine's disk could not be written to $work"
@@ -223,9 +223,11 @@ bochs=$!
 # The console: the kernel's until the program begins, then the program's.
 started=
 status=
-while IFS= read -r line <&4 || [ -n "$line" ]; do
+patience=(-t 300)
+while IFS= read -r "${patience[@]}" line <&4 || [ -n "$line" ]; do
     if [ "${line%$'\r'}" = "$mark begins" ]; then
         started=yes
+        patience=()
     elif [ -z "$started" ]; then
         echo "${line%$'\r'}" >>"$work/console"
     elif [[ $line == *"$mark "* ]]; then
@@ -235,18 +237,21 @@ while IFS= read -r line <&4 || [ -n "$line" ]; do
     else
         printf '%s\n' "$line"
     fi
+    [[ $line != *"Kernel panic - not syncing"* ]] || break
 done
 [ -z "$status" ] || exit "$status"
+if [ -z "$started" ]; then
+    [ ! -f "$work/console" ] || tail -20 "$work/console" >&2
+    grep -ah PANIC "$work/log" >&2 || true
+    fail "the emulated machine did not start; what it said, if anything, stands above"
+fi
+[[ $line != *"Kernel panic"* ]] || fail "the emulated machine's kernel panicked; what it said stands above"
 code=0
 wait "$bochs" || code=$?
 bochs=
 if [ $code = 124 ] || [ $code = 137 ]; then
-    echo "emulate.sh: the emulated machine was stopped after $seconds s${started:+, while the program ran} (--seconds)" >&2
+    echo "emulate.sh: the program was stopped after $seconds s (--seconds)" >&2
     exit 124
 fi
-[ ! -f "$work/console" ] || tail -20 "$work/console" >&2
-grep -a 'PANIC' "$work/log" "$work/log2" >&2 2>/dev/null || true
-case $started in
-yes) fail "the emulated machine ended while the program ran; its last words, if any, stand above" ;;
-*) fail "the emulated machine did not start; its last words, if any, stand above" ;;
-esac
+grep -ah PANIC "$work/log" >&2 || true
+fail "the emulated machine ended while the program ran; what it said, if anything, stands above"
