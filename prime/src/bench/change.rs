@@ -121,8 +121,11 @@ pub fn changes(now: &Results, earlier: &Results) -> Vec<Change> {
         let noise = noise.map_or(LEAST, |(_, noise)| noise.least);
         for contestant in case.contestants.iter().filter(|contestant| contestant.ours) {
             let Some(old) = timed(before, &contestant.name) else { continue };
-            let beside = case.baseline().map(|other| other.name.clone());
-            let others = case.baseline().zip(beside.as_ref().and_then(|name| timed(before, name)));
+            // The fastest that ran beside both.
+            let others = case.contestants.iter().filter(|other| !other.ours);
+            let others = others.filter(|other| !other.seconds.is_empty());
+            let others = others.filter_map(|other| Some((other, timed(before, &other.name)?)));
+            let others = others.min_by(|a, b| a.0.median().total_cmp(&b.0.median()));
             let (new_times, old_times) = match &others {
                 Some((new_other, old_other)) => (
                     ratios(&new_other.seconds, &contestant.seconds),
@@ -138,7 +141,7 @@ pub fn changes(now: &Results, earlier: &Results) -> Vec<Change> {
                 title: case.title(),
                 contestant: contestant.name.clone(),
                 ratio: new.median / old.median,
-                beside: others.and(beside),
+                beside: others.map(|(other, _)| other.name.clone()),
                 beyond_noise: apart(new, old, least),
             });
         }
@@ -224,6 +227,18 @@ pub(super) mod tests {
         assert!(!change.beyond_noise);
         let worse = results("m", &[1.5, 1.5, 1.5], &[2.0, 2.0, 2.0]);
         assert!(changes(&worse, &before)[0].is_regression());
+    }
+
+    #[test]
+    fn times_are_in_parts_of_the_fastest_other_that_ran_beside_both() {
+        let before = results("m", &[1.0; 3], &[2.0; 3]);
+        let mut throttled = results("m", &[1.5; 3], &[3.0; 3]);
+        let others = &mut throttled.cases[0].contestants;
+        let faster =
+            Contestant { name: "a new one".into(), seconds: vec![0.1; 3], ..others[1].clone() };
+        others.push(faster);
+        let change = changes(&throttled, &before).remove(0);
+        assert_eq!((change.ratio, change.beside.as_deref()), (1.0, Some("library")));
     }
 
     #[test]

@@ -187,7 +187,8 @@ impl Case {
 }
 
 impl Contestant {
-    fn median(&self) -> f64 {
+    /// Its time in the median of its rounds; infinite where it was not timed.
+    pub(super) fn median(&self) -> f64 {
         spread(&self.seconds).map_or(f64::INFINITY, |spread| spread.median)
     }
 }

@@ -91,7 +91,7 @@ fn sentence(machine: &Machine, figures: &[Figure]) -> String {
             format!(
                 "{said}. {} had another beside them ({}): they are {} times as fast in the median, and {behind} of them slower.",
                 ratios.len(),
-                names(figures).join(", "),
+                names(figures).join("; "),
                 text::three(middle),
             )
         }
