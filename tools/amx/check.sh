@@ -32,8 +32,9 @@ case ${1-} in
     shift 2
     ;;
 esac
-# Products on the host; not the one test that is large on purpose, which takes longer than all others together.
-[ $# -gt 0 ] || set -- matmul::amx matmul::tests --skip emulated --skip strips_that_are_copied_before_the_work_is_cut
+# Products on the host, and what is made of them; not the one test that is large on purpose, which takes longer than all others together.
+[ $# -gt 0 ] || set -- matmul::amx matmul::tests on_the_host::matmul ceiling::tests::chains log_prob \
+    --skip strips_that_are_copied_before_the_work_is_cut --skip emulated --skip device --skip hopper
 cd "$(dirname "$0")/../.."
 
 # With a target named, build scripts and macros are not built statically. Nobody debugs in there.

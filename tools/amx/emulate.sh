@@ -16,8 +16,8 @@ Runs a statically linked Linux program on an emulated Intel processor with AMX.
   --memory MIB   memory of the emulated machine (1024, of 256 to 2048)
   --seconds S    stop it after so many seconds (900)
 
-Example: cargo build --target x86_64-unknown-linux-gnu with RUSTFLAGS='-C target-feature=+crt-static', then
-  PRIME_SIMD=avx512 tools/amx/emulate.sh target/x86_64-unknown-linux-gnu/debug/prime doctor
+Example:
+  rustc -O -C target-feature=+crt-static hello.rs && tools/amx/emulate.sh ./hello world
 
 The program gets its arguments, the variables PRIME_* and RUST_*, an empty /tmp and no input. Its output and errors come as one stream, line by line.
 The status is the program's (128 and the signal's number if one ended it), 124 if the time was over, 125 if the machine could not be built or did
