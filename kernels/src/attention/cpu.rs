@@ -214,20 +214,28 @@ fn attend_tile<E: Element>(
     memory.max[..rows].fill(f32::NEG_INFINITY);
     memory.sum[..rows].fill(0.0);
     let seen = span.visible(first + tokens - 1, call.mask);
+    let few = rows <= FEW_ROWS;
     for start in (0..seen).step_by(KEYS) {
         let count = KEYS.min(seen - start);
-        call.runs(span, start, count, |before, row, rows| {
-            let keys = heads.keys(row, rows, kv_head);
-            pack::transpose::<E>(&mut memory.keys[before..], &call.k, keys);
-            pack::widen::<E>(&mut memory.values[before * padded..], &call.v, keys);
-        });
-        // With few rows there is little to do with a block but to read it.
-        if rows <= FEW_ROWS && start + KEYS < seen {
+        // A vector of rows at a time. With few queries there is little to do with a block but to read it: the next one's keys are asked for meanwhile, and
+        // its values before the sums, which read nothing from far.
+        for before in (0..count).step_by(LANES) {
+            call.runs(span, start + before, LANES.min(count - before), |more, row, rows| {
+                let (before, keys) = (before + more, heads.keys(row, rows, kv_head));
+                pack::transpose::<E>(&mut memory.keys[before..], &call.k, keys);
+                pack::widen::<E>(&mut memory.values[before * padded..], &call.v, keys);
+            });
+            let ahead = start + KEYS + before;
+            if few && ahead < seen {
+                call.runs(span, ahead, LANES.min(seen - ahead), |_, row, rows| {
+                    pack::fetch::<E>(&call.k, heads.keys(row, rows, kv_head));
+                });
+            }
+        }
+        if few && start + KEYS < seen {
             let next = start + KEYS;
             call.runs(span, next, KEYS.min(seen - next), |_, row, rows| {
-                let keys = heads.keys(row, rows, kv_head);
-                pack::fetch::<E>(&call.k, keys);
-                pack::fetch::<E>(&call.v, keys);
+                pack::fetch::<E>(&call.v, heads.keys(row, rows, kv_head));
             });
         }
         let visible = |row: usize| {
