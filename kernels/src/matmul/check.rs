@@ -94,7 +94,8 @@ pub(super) fn stored(shape: Shape) -> ([usize; 2], [usize; 2]) {
 }
 
 /// Bound of the error of a chain of `k` fused multiply-adds whose terms' magnitudes sum to `magnitude`. A step rounds once,
-/// or, where it takes a pair padded with zero, may round twice; subnormal numbers may be taken for zero.
+/// or, where it takes a pair padded with zero, may round twice; in tile registers a term is rounded with at most 15 others, and at most twice more for each 32
+/// terms, which is no more. Subnormal numbers may be taken for zero.
 pub(super) fn chain_bound(k: usize, magnitude: f64) -> f64 {
     let steps = (k + 2) as f64;
     let relative = steps * roundoff(DType::F32);
